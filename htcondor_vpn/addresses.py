@@ -1,0 +1,55 @@
+"""The address plan inside a pilot's network namespace.
+
+Everything lies in 198.18.0.0/15, which RFC 2544 reserves for benchmarks and which therefore hides no real host from
+the jobs, and in one unique local IPv6 prefix (RFC 4193). The namespace is closed: the same plan serves every pilot.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import NamedTuple
+
+INNER_V4 = IPv4Network("198.18.0.0/15")
+INNER_V6 = IPv6Network("fd68:7463:6f6e::/48")
+
+#: The pilot's own address, and that of the resolver inside (UDP and TCP port 53).
+PILOT_V4 = IPv4Address("198.18.0.1")
+PILOT_V6 = IPv6Address("fd68:7463:6f6e::1")
+
+#: Where the engine's transparent listening sockets are bound inside.
+TPROXY_PORT = 15001
+
+#: The mark of packets that were handed to the engine.
+TPROXY_MARK = 1
+
+#: A job's link has a /31 (RFC 3021) and a /127 (RFC 6164); the broker's side is the even address.
+JOB_LINKS_V4 = IPv4Network("198.19.0.0/16")
+JOB_LINKS_V6 = IPv6Network("fd68:7463:6f6e:1::/64")
+MAX_JOBS = JOB_LINKS_V4.num_addresses // 2
+
+#: Interface names; the number of the job network follows. `JOB_LINK` is the broker's end of the veth.
+JOB_LINK = "htvj"
+JOB_UPLINK_SHAPER = "htvi"
+INSIDE_JOB = "eth0"
+
+
+#: Job network n has the links of index FIRST_INDEX + 2n and + 1 in the inner namespace, so that a link's index is known
+#: before it is made, and whose link it is by its index.
+FIRST_INDEX = 1 << 16
+
+
+class JobLink(NamedTuple):
+    """The two ends of one job's link, IPv4 (/31) and IPv6 (/127)."""
+
+    broker_v4: IPv4Address
+    job_v4: IPv4Address
+    broker_v6: IPv6Address
+    job_v6: IPv6Address
+
+
+def job_link(number: int) -> JobLink:
+    """Returns the addresses of job network `number`, 0 to `MAX_JOBS` - 1; raises IndexError outside of that."""
+    if not 0 <= number < MAX_JOBS:
+        raise IndexError(f"job network {number} is not in 0..{MAX_JOBS - 1}")
+    v4, v6 = JOB_LINKS_V4[2 * number], JOB_LINKS_V6[2 * number]
+    return JobLink(v4, v4 + 1, v6, v6 + 1)

@@ -1,0 +1,309 @@
+"""Every knob, in one table: name, type, unit, default, text. The checker and the documentation come from it.
+
+The syntax is HTCondor's own (`config_file.py`), so that a knob may stand in a condor_config file or in one of its own.
+A value from the environment (`_CONDOR_HTCONDOR_VPN_…`, HTCondor's convention) wins over every file, one from the
+command line over both; later files and lines win over earlier ones. An empty value means the default, as in HTCondor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from htcondor_vpn import knob_values as is_a
+from htcondor_vpn.config_file import Macros, Origin, printable
+from htcondor_vpn.errors import ConfigError, VpnError
+
+PREFIX = "HTCONDOR_VPN_"
+ENVIRONMENT_PREFIX = "_CONDOR_"
+
+#: HTCondor itself reads these (STARTER_JOB_HOOK_KEYWORD = HTCONDOR_VPN); they are none of our knobs.
+HOOKS_PREFIX = "HTCONDOR_VPN_HOOK_"
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One setting. `unit` is what a bare number means; `parse` raises ValueError with the rest of a sentence."""
+
+    name: str
+    type: str
+    unit: str
+    default: str
+    text: str
+    parse: is_a.Parser
+
+    @property
+    def attribute(self) -> str:
+        """The name without the prefix, in lower case: how `Settings` is asked for it."""
+        return self.name[len(PREFIX) :].lower()
+
+    def value_of(self, text: str) -> Any:
+        """Returns the value that `text` means: the default if it is empty, and () or None if that is empty too.
+
+        A default in the home folder of an account that has none is None as well: it must not hinder the other knobs.
+        """
+        text = text.strip()
+        if text:
+            return self.parse(text)
+        if not self.default:
+            return () if self.type.startswith("list") else None
+        try:
+            return self.parse(self.default)
+        except ValueError:
+            if not self.default.startswith("~"):
+                raise
+            return None
+
+    @property
+    def accepts(self) -> str:
+        """What a value must look like, for an error's remedy."""
+        unit = f", a bare number is in {self.unit}" if self.unit else ""
+        default = f", default {self.default}" if self.default else ""
+        return f"a {self.type}{unit}{default}"
+
+
+def _knob(name: str, type_: str, unit: str, default: str, parse: is_a.Parser, text: str) -> Knob:
+    return Knob(PREFIX + name, type_, unit, default, " ".join(text.split()), parse)
+
+
+_rate = is_a.quantity(is_a.MBPS, 0.001, 1e6, zero=True)
+
+_engine = is_a.choice("stream", "proxy", "socks5", "ssh")
+
+KNOBS: tuple[Knob, ...] = (
+    _knob("ENGINE", "word", "", "stream", is_a.choice("stream", "proxy", "socks5", "ssh", "auto"),
+          """How traffic leaves: `stream` through gateways of ours, `proxy` through an HTTP proxy that allows CONNECT,
+          `socks5` through a SOCKS server, `ssh` through a login node; `auto` takes the first that works."""),
+    _knob("ENGINE_ORDER", "list of words", "", "stream, proxy, socks5, ssh", is_a.list_of(_engine),
+          "In which order `auto` tries the engines. It passes over those that nothing is configured for."),
+    _knob("GATEWAYS", "list of HOST:PORT", "", "", is_a.list_of(is_a.endpoint),
+          """The gateways. Flows are spread over all that answer; the first of these is the one that is shown. IPv6
+          addresses stand in brackets."""),
+    _knob("VIA_PROXY", "HOST:PORT", "", "", is_a.endpoint,
+          """Reach the gateways through this HTTP proxy, which has to allow CONNECT to them. The gateway's key is
+          checked as without it."""),
+    _knob("GATEWAY_PIN", "list of pins", "", "", is_a.list_of(is_a.pin),
+          """Accept a gateway whose public key has one of these digests (`pin-sha256:…`, as the gateway writes them
+          to `gateway.pin`)."""),
+    _knob("GATEWAY_PIN_FILE", "path", "", "", is_a.path, "A file with such pins, one a line; read at start."),
+    _knob("GATEWAY_CA_FILE", "path", "", "", is_a.path,
+          """Accept a gateway whose certificate this CA file vouches for, with the gateway's name in it. Used where no
+          pin is set."""),
+    _knob("TOKEN_FILE", "path", "", "", is_a.path,
+          "The file with this pilot's bearer token. It must be readable by its owner alone (mode 0600)."),
+    _knob("PROXIES", "list of HOST:PORT", "", "", is_a.list_of(is_a.endpoint),
+          "HTTP proxies, for the engine `proxy`. Flows are spread over all that work."),
+    _knob("PROXY_CREDENTIALS_FILE", "path", "", "", is_a.path,
+          """A file with one line USER:PASSWORD for the HTTP proxies (Basic). It must be readable by its owner alone
+          (mode 0600)."""),
+    _knob("SOCKS5_SERVERS", "list of HOST:PORT", "", "", is_a.list_of(is_a.endpoint),
+          "SOCKS servers, for the engine `socks5`. Flows are spread over all that work."),
+    _knob("SOCKS5_CREDENTIALS_FILE", "path", "", "", is_a.path,
+          "The same for the SOCKS servers (RFC 1929)."),
+    _knob("SSH_HOSTS", "list of [USER@]HOST", "", "", is_a.list_of(is_a.ssh_destination),
+          """Login nodes, for the engine `ssh`: host names, aliases of ssh_config, or ssh://USER@HOST:PORT. Flows are
+          spread over all that work."""),
+    _knob("SSH_JUMPS", "list of [USER@]HOST", "", "", is_a.list_of(is_a.ssh_destination),
+          "Hosts that ssh passes on its way, in this order (ProxyJump)."),
+    _knob("SSH_CONFIG_FILE", "path", "", "", is_a.path,
+          "The configuration of ssh, instead of the user's own."),
+    _knob("NAME_SERVERS", "list of addresses", "", "", is_a.list_of(is_a.name_server),
+          """Name servers that are asked, over TCP, through the engines `proxy`, `socks5` and `ssh`: ADDRESS or
+          ADDRESS:PORT. IPv4 or IPv6 is carried where one of that family answers."""),
+    _knob("RUN_DIR", "path", "", "", is_a.path,
+          """The run folder: state, log, broker's socket. Default: a new folder `htcondor-vpn-…` under $TMPDIR, or
+          /tmp, which is removed at the end. The path must be short: a socket is in it."""),
+    _knob("CONNECT_TIMEOUT", "time", "s", "30", is_a.quantity(is_a.SECONDS, 1, 3600),
+          "How long a start may try until a gateway answers."),
+    _knob("PROBE_INTERVAL", "time", "s", "3", is_a.quantity(is_a.SECONDS, 0.1, 300),
+          "How often the tunnel is probed."),
+    _knob("PROBE_TIMEOUT", "time", "s", "4", is_a.quantity(is_a.SECONDS, 0.1, 300),
+          """How long a probe may take before the tunnel counts as down. A loss without a word is noticed after at most
+          this and the interval together, and the slot says so a second later."""),
+    _knob("UP_MBPS", "rate", "Mbit/s", "0", _rate,
+          "The tunnel's bandwidth towards the gateway as advertised; 0 measures it at start."),
+    _knob("DOWN_MBPS", "rate", "Mbit/s", "0", _rate,
+          "The tunnel's bandwidth towards the node as advertised; 0 measures it at start."),
+    _knob("LOG_LEVEL", "word", "", "info", is_a.choice("debug", "info", "warning", "error"),
+          "How much is logged: debug, info, warning or error."),
+    _knob("JOB_UP_MBPS", "rate", "Mbit/s", "0", _rate,
+          "The rate at which a job may send, unless it asks for another; 0 is no limit."),
+    _knob("JOB_DOWN_MBPS", "rate", "Mbit/s", "0", _rate,
+          "The rate at which a job may receive, unless it asks for another; 0 is no limit."),
+    _knob("JOB_MAX_MBPS", "rate", "Mbit/s", "1000", is_a.quantity(is_a.MBPS, 0.001, 1e6),
+          "The highest rate that a job may ask for with `+VpnBandwidthMbps`; a job that asks for more is held."),
+    _knob("JOB_WRAPPER", "path", "", "", is_a.path,
+          """The site's own USER_JOB_WRAPPER, for ours has taken its place: it is run inside the job's network, with the
+          job's command as its arguments."""),
+    _knob("GATEWAY_LISTEN", "list of HOST:PORT", "", "[::]:8443, 0.0.0.0:8443", is_a.list_of(is_a.listening),
+          "Gateway: where it listens."),
+    _knob("GATEWAY_DIR", "path", "", "~/.htcondor-vpn-gateway", is_a.path,
+          "Gateway: the folder (0700) with its key, certificate, `gateway.pin` and the pilots' tokens."),
+    _knob("GATEWAY_ALLOW", "list of networks", "", "", is_a.list_of(is_a.network),
+          """Gateway: networks that pilots may reach although they are private (RFC 1918, RFC 6598, RFC 4193) or hold
+          addresses of the gateway itself. Loopback and link-local destinations are always refused."""),
+    _knob("GATEWAY_NAMES", "list of names", "", "", is_a.list_of(is_a.host),
+          """Gateway: the host names and addresses in the certificate that it makes for itself at its first start.
+          Default: the host's name, and the addresses where it listens."""),
+    _knob("GATEWAY_CERTIFICATE_FILE", "path", "", "", is_a.path,
+          "Gateway: a certificate (chain) of your own in PEM form, instead of the self-made one."),
+    _knob("GATEWAY_KEY_FILE", "path", "", "", is_a.path,
+          "Gateway: the private key of that certificate (mode 0600)."),
+    _knob("GATEWAY_CONNECTIONS", "whole number", "", "8000", is_a.integer(1, 1_000_000),
+          """Gateway: how many connections it serves at once; it turns away what comes beyond. Each needs two file
+          descriptors."""),
+    _knob("GATEWAY_CONNECTIONS_PER_TOKEN", "whole number", "", "2000", is_a.integer(1, 1_000_000),
+          "Gateway: how many connections one token may hold at once."),
+    _knob("GATEWAY_GRACE_PERIOD", "time", "s", "30", is_a.quantity(is_a.SECONDS, 0, 86400),
+          "Gateway: how long flows may go on after it was told to end."),
+)  # fmt: skip
+
+BY_NAME = {knob.name: knob for knob in KNOBS}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The values in force. An attribute is a knob's name without the prefix, in lower case."""
+
+    values: Mapping[str, Any]
+    origins: Mapping[str, Origin] = field(default_factory=dict)
+    #: As they were written, references replaced; only of knobs that were set.
+    texts: Mapping[str, str] = field(default_factory=dict)
+    #: What was passed over or looks wrong without being an error.
+    warnings: tuple[str, ...] = ()
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.values[PREFIX + name.upper()]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    @classmethod
+    def load(
+        cls,
+        files: Iterable[Path] = (),
+        environ: Mapping[str, str] | None = None,
+        overrides: Mapping[str, str] | None = None,
+    ) -> Settings:
+        """Reads `files` in their order, then `environ`, then `overrides` (knob names to text, the command line's).
+
+        Raises `ConfigUnreadable` for a file that cannot be read and `ConfigError` for the first bad knob.
+        """
+        settings, problems = examine(files, environ, overrides)
+        if problems:
+            raise problems[0]
+        return settings
+
+
+def examine(
+    files: Iterable[Path] = (),
+    environ: Mapping[str, str] | None = None,
+    overrides: Mapping[str, str] | None = None,
+) -> tuple[Settings, list[VpnError]]:
+    """As `Settings.load`, but returns every problem; a knob with a problem has its default in the settings."""
+    macros = Macros(dict(environ or {}))
+    problems: list[VpnError] = []
+    for path in files:
+        try:
+            macros.read(path)
+        except VpnError as error:
+            problems.append(error)
+    for name, text in (environ or {}).items():
+        if name.upper().startswith(ENVIRONMENT_PREFIX + PREFIX):
+            macros.assign(name[len(ENVIRONMENT_PREFIX) :], text, Origin(f"environment variable {printable(name)}"))
+    for name, text in (overrides or {}).items():
+        if not name.startswith(PREFIX):
+            problems.append(ConfigError(f"command line: {name} is not a knob", f"they begin with {PREFIX}"))
+        macros.assign(name, text, Origin("command line"), literal=True)
+    problems += _misplaced(macros)
+    values = {knob.name: knob.value_of("") for knob in KNOBS}
+    origins, texts = {}, {}
+    for name, assignment in macros.table.items():
+        if not name.startswith(PREFIX) or name.startswith(HOOKS_PREFIX):
+            continue
+        try:
+            texts[name], values[name] = _value(macros, name)
+            origins[name] = assignment.origin
+        except ConfigError as error:
+            problems.append(error)
+    settings = Settings(values, origins, texts)
+    if not problems:
+        problems += _contradictions(settings)
+    return replace(settings, warnings=(*macros.warnings, *_doubts(settings))), problems
+
+
+def _value(macros: Macros, name: str) -> tuple[str, Any]:
+    """Returns a knob's text and value; raises `ConfigError`, which never shows the text of what is no knob."""
+    origin = macros.table[name].origin
+    knob = BY_NAME.get(name)
+    if knob is None:
+        near = get_close_matches(name, BY_NAME, 1)
+        raise ConfigError(
+            f"{origin}: {printable(name)} is not a knob",
+            f"did you mean {near[0]}?" if near else "`htcondor-vpn config docs` lists them",
+        )
+    text = macros.value(name).strip()
+    try:
+        return text, knob.value_of(text)
+    except ValueError as error:
+        cause = f"{origin}: {name} = {printable(text, 200)}: the value {error}"
+        raise ConfigError(cause, f"it is {knob.accepts}") from None
+
+
+def _misplaced(macros: Macros) -> Iterator[ConfigError]:
+    """Our knobs where it is not certain that they count: better no start than a start without them."""
+    for assignment, reason in macros.doubtful:
+        if assignment.name.startswith(PREFIX) and not assignment.name.startswith(HOOKS_PREFIX):
+            yield ConfigError(f"{assignment.origin}: {assignment.name} cannot be used here", reason)
+    for assignment in macros.table.values():
+        subsystem, dot, name = assignment.name.rpartition(".")
+        if dot and name.startswith(PREFIX) and not name.startswith(HOOKS_PREFIX):
+            yield ConfigError(f"{assignment.origin}: {assignment.name} is not a knob", f"write {name}")
+
+
+def _contradictions(settings: Settings) -> Iterator[ConfigError]:
+    """Knobs that are right each for itself, but not together."""
+    for name in ("JOB_UP_MBPS", "JOB_DOWN_MBPS"):
+        rate = settings.values[PREFIX + name]
+        if rate > settings.job_max_mbps:
+            yield ConfigError(
+                f"{_named(settings, name)} is more than {_named(settings, 'JOB_MAX_MBPS')}",
+                "raise the one or lower the other",
+            )
+    certificate, key = settings.gateway_certificate_file, settings.gateway_key_file
+    if (certificate is None) != (key is None):
+        given, other = ("CERTIFICATE", "KEY") if key is None else ("KEY", "CERTIFICATE")
+        name = f"{PREFIX}GATEWAY_{given}_FILE"
+        yield ConfigError(
+            f"{settings.origins[name]}: {name} is set, but {PREFIX}GATEWAY_{other}_FILE is not",
+            "a certificate and its key go together",
+        )
+    if settings.gateways and not (settings.gateway_pin or settings.gateway_pin_file or settings.gateway_ca_file):
+        yield ConfigError(
+            f"{_named(settings, 'GATEWAYS')} says where the gateways are, but nothing says how to know them",
+            "set HTCONDOR_VPN_GATEWAY_PIN, HTCONDOR_VPN_GATEWAY_PIN_FILE or HTCONDOR_VPN_GATEWAY_CA_FILE",
+        )
+
+
+#: A slot whose tunnel is lost says so within 10 s; the rest is for the advertiser and the collector.
+NOTICED_SECONDS = 9.0
+
+
+def _doubts(settings: Settings) -> Iterator[str]:
+    if settings.probe_interval + settings.probe_timeout > NOTICED_SECONDS:
+        yield (
+            f"{_named(settings, 'PROBE_INTERVAL')} and {_named(settings, 'PROBE_TIMEOUT')}: a slot may take longer "
+            "than 10 s to say that its tunnel is lost"
+        )
+
+
+def _named(settings: Settings, short: str) -> str:
+    """`FILE:LINE: NAME = value`, or `NAME = value (the default)`."""
+    name = PREFIX + short
+    value = settings.values[name]
+    shown = ", ".join(f"{host}:{port}" for host, port in value) if short == "GATEWAYS" else f"{value:g}"
+    origin = settings.origins.get(name)
+    return f"{origin}: {name} = {shown}" if origin else f"{name} = {shown} (the default)"
