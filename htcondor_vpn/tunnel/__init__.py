@@ -1,0 +1,1 @@
+"""How the inner namespace's traffic reaches a gateway: catchers, engines, health."""

@@ -1,0 +1,218 @@
+"""Connections to the gateway: for flows, and persistent ones for questions (DNS, health).
+
+A health probe is a small request on a connection of its own. A gateway that ends it is noticed when it does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+import time
+from collections.abc import Iterable
+from urllib.parse import quote
+
+import h11
+
+from htcondor_vpn.errors import GatewayUnreachable, GatewayUntrusted, TokenRefused
+from htcondor_vpn.tunnel.carrier import Address, Answer, FlowRefused
+from htcondor_vpn.tunnel.server import Server, Way, host_port
+from htcondor_vpn.wire.datagrams import PROTOCOL, TARGET_PREFIX
+from htcondor_vpn.wire.deadline import Deadline
+from htcondor_vpn.wire.http import HttpConnection, ProtocolError, Response
+from htcondor_vpn.wire.stream import Stream
+from htcondor_vpn.wire.tls import TlsStream
+from htcondor_vpn.wire.trust import Trust
+
+CONNECT_SECONDS = 10.0
+#: Longer than the gateway itself tries to reach a destination.
+FLOW_SECONDS = 15.0
+PROBE_TARGET = "/.well-known/htcondor-vpn"
+_MAX_IDLE = 16
+
+
+class Gateway:
+    """One gateway, by name and port; see `Carrier`. Makes authenticated connections to it and keeps some for questions.
+
+    `way` leads there where it is not to be connected to directly.
+    """
+
+    start_seconds = 0.0
+
+    def __init__(self, host: str, port: int, trust: Trust, token: str, way: Way | None = None) -> None:
+        self.host, self.port = host, port
+        self.name = host_port(host, port)
+        self._way = way or Server("gateway", host, port, "HTCONDOR_VPN_GATEWAYS")
+        self._trust = trust
+        self._credential = f"Bearer {token}"
+        self._idle: list[HttpConnection] = []
+        self._probed: HttpConnection | None = None
+
+    async def connect(self) -> HttpConnection:
+        """Opens a connection and checks whose it is; raises `GatewayUnreachable`, `GatewayUntrusted`."""
+        try:
+            with Deadline(CONNECT_SECONDS):
+                sock = await self._way.dial()
+                stream = await TlsStream.client(sock, self._trust.context, self.host)
+        except asyncio.TimeoutError:  # below Python 3.11 it is no OSError
+            raise self._unreachable(f"it does not answer within {CONNECT_SECONDS:g} s") from None
+        except ssl.SSLCertVerificationError as error:
+            raise GatewayUntrusted(
+                f"the gateway {self.name} has no certificate that we trust ({error.verify_message}); "
+                "no credential was sent",
+                "check HTCONDOR_VPN_GATEWAY_CA_FILE and the name in HTCONDOR_VPN_GATEWAYS",
+            ) from error
+        except (OSError, ssl.SSLError) as error:
+            raise self._unreachable(error.strerror or str(error)) from error
+        try:
+            self._trust.check(stream, self.name)
+        except GatewayUntrusted:
+            stream.abort()
+            raise
+        return HttpConnection(stream)
+
+    def _unreachable(self, why: str) -> GatewayUnreachable:
+        return GatewayUnreachable(
+            f"the gateway {self.name} cannot be reached: {why}",
+            "check that it runs, and that this node may connect to it",
+        )
+
+    async def open_flow(self, address: Address, port: int) -> tuple[Stream, bytes]:
+        """Opens a flow to `address`:`port` beyond the gateway (RFC 9110, 9.3.6).
+
+        Returns the stream and what the far side has sent already. Raises `FlowRefused`, asyncio.TimeoutError, or what
+        `connect` raises.
+        """
+        target = host_port(address, port)
+        connection = await self.connect()
+        try:
+            headers = [("Host", target), ("Proxy-Authorization", self._credential)]
+            with Deadline(FLOW_SECONDS):
+                answer = await connection.exchange("CONNECT", target, headers)
+        except BaseException:
+            connection.stream.abort()
+            raise
+        if not 200 <= answer.status < 300:
+            await connection.stream.close()
+            raise FlowRefused(answer.status, answer.headers.get("proxy-status", ""))
+        return connection.stream, connection.early_bytes
+
+    async def open_datagrams(self, address: Address, port: int) -> tuple[TlsStream, bytes]:
+        """Opens a way for datagrams to `address`:`port` beyond the gateway (RFC 9298): a stream of capsules.
+
+        Returns and raises as `open_flow`.
+        """
+        target = f"{TARGET_PREFIX}{quote(str(address))}/{port}/"
+        headers = [
+            ("Host", self.name), ("Authorization", self._credential),
+            ("Connection", "Upgrade"), ("Upgrade", PROTOCOL), ("Capsule-Protocol", "?1"),
+        ]  # fmt: skip
+        connection = await self.connect()
+        try:
+            with Deadline(FLOW_SECONDS):
+                answer = await connection.exchange("GET", target, headers)
+        except BaseException:
+            connection.stream.abort()
+            raise
+        if answer.status != 101:
+            await connection.stream.close()
+            raise FlowRefused(answer.status, answer.headers.get("proxy-status", ""))
+        assert isinstance(connection.stream, TlsStream)  # as `connect` makes it
+        return connection.stream, connection.early_bytes
+
+    async def exchange(
+        self,
+        connection: HttpConnection,
+        method: str,
+        target: str,
+        headers: Iterable[tuple[str, str]] = (),
+        body: bytes = b"",
+    ) -> Response:
+        """Sends one authenticated request on `connection`; cuts it unless it can be used again.
+
+        Raises `TokenRefused`, or ConnectionError for any other answer than success.
+        """
+        fields = [("Host", self.name), ("Authorization", self._credential), *headers]
+        try:
+            answer = await connection.exchange(method, target, fields, body)
+        except BaseException:
+            connection.stream.abort()
+            raise
+        if answer.status >= 300 or not connection.reusable:
+            await connection.stream.close()
+        if answer.status in (401, 407):
+            raise TokenRefused(
+                f"the gateway {self.name} refuses our token",
+                "make one on the gateway (htcondor-vpn gateway token add NAME) and put it into HTCONDOR_VPN_TOKEN_FILE",
+            )
+        if answer.status >= 300:
+            raise ProtocolError(f"the gateway {self.name} answered {answer.status} to {method} {target}")
+        return answer
+
+    def request_head(self, method: str, target: str, headers: Iterable[tuple[str, str]] = ()) -> bytes:
+        """The head of an authenticated request, for who moves the bodies on a connection of `connect` himself."""
+        fields = [("Host", self.name), ("Authorization", self._credential), *headers]
+        return h11.Connection(h11.CLIENT).send(h11.Request(method=method, target=target, headers=fields)) or b""
+
+    async def ask(self, method: str, target: str, headers: Iterable[tuple[str, str]], body: bytes) -> Response:
+        """Like `exchange`, on one of a few connections that are kept for it."""
+        headers = list(headers)
+        while self._idle:
+            connection = self._idle.pop()
+            try:
+                answer = await self.exchange(connection, method, target, headers, body)
+            except (OSError, ssl.SSLError):
+                continue  # the gateway had closed it meanwhile: try the next one, at last a new one
+            self._keep(connection)
+            return answer
+        connection = await self.connect()
+        answer = await self.exchange(connection, method, target, headers, body)
+        self._keep(connection)
+        return answer
+
+    def _keep(self, connection: HttpConnection) -> None:
+        if connection.reusable and len(self._idle) < _MAX_IDLE:
+            self._idle.append(connection)
+        else:
+            connection.stream.abort()
+
+    async def ask_dns(self, query: bytes) -> bytes:
+        """DNS over HTTPS (RFC 8484)."""
+        kind = "application/dns-message"
+        return (await self.ask("POST", "/dns-query", [("Content-Type", kind), ("Accept", kind)], query)).body
+
+    async def probe(self) -> Answer:
+        if self._probed is None:
+            self._probed = await self.connect()
+        connection = self._probed
+        start = time.perf_counter()
+        answer = await self.exchange(connection, "GET", PROBE_TARGET)
+        latency_ms = (time.perf_counter() - start) * 1e3
+        try:
+            told = json.loads(answer.body)
+            families = tuple(family for family in ("ipv4", "ipv6") if family in told["families"])
+            udp = told.get("udp") is True
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise ProtocolError("what answers is not a gateway of ours") from error
+        if not connection.reusable:
+            raise ProtocolError("it does not keep the connection open")
+        if not families:
+            raise GatewayUnreachable(
+                f"the gateway {self.name} itself reaches neither IPv4 nor IPv6",
+                "check its routes, and its allowed networks",
+            )
+        return Answer(families, latency_ms, udp)
+
+    async def lost(self) -> None:
+        if self._probed is not None and await self._probed.stream.read(1):
+            raise ProtocolError("it says something unasked")
+
+    def forget(self) -> None:
+        """Cuts the kept connections and forgets the addresses: the next connection is made from scratch."""
+        for connection in self._idle:
+            connection.stream.abort()
+        self._idle.clear()
+        if self._probed is not None:
+            self._probed.stream.abort()
+            self._probed = None
+        self._way.forget()

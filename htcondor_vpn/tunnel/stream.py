@@ -1,0 +1,206 @@
+"""The engine of streams: each TCP connection of the inner namespace is a flow of its own through a carrier.
+
+Datagrams share one way through it if they are between the same two ends, where the carrier has such a thing.
+Nothing is ever sent anywhere but to a carrier that works, and to a gateway only after its key was checked. While none
+is up, connections are reset.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import socket
+import ssl
+from collections.abc import Callable, Coroutine, Sequence
+from ipaddress import IPv6Address, ip_address
+from typing import Any
+
+from htcondor_vpn.errors import GatewayUnreachable, VpnError
+from htcondor_vpn.linux.datagrams import DatagramSockets
+from htcondor_vpn.tunnel.bandwidth import measure
+from htcondor_vpn.tunnel.carrier import Address, FlowRefused
+from htcondor_vpn.tunnel.datagrams import DatagramCarrier
+from htcondor_vpn.tunnel.dns import DnsResponder
+from htcondor_vpn.tunnel.engine import EngineReport, InnerSockets
+from htcondor_vpn.tunnel.gateways import Gateway
+from htcondor_vpn.tunnel.ladder import Ladder
+from htcondor_vpn.tunnel.pool import Pool
+from htcondor_vpn.wire.relay import Traffic, relay
+from htcondor_vpn.wire.tls import TlsStream, reset, reset_on_close
+
+_ACCEPTS_AT_ONCE = 64
+_ACCEPT_PAUSE_SECONDS = 0.1
+_FINISH_SECONDS = 5.0
+
+log = logging.getLogger(__name__)
+
+
+class StreamEngine:
+    """See `Engine`. Uses the first of `pools` that works.
+
+    `rates_mbps` are (up, down) as advertised; where one is 0 both are measured at start, if it is a gateway of ours.
+    """
+
+    def __init__(self, pools: Sequence[Pool], rates_mbps: tuple[float, float] = (0, 0)) -> None:
+        self._ladder = Ladder(pools, self._health_changed)
+        self._now: Pool | VpnError = GatewayUnreachable("no gateway has answered yet")
+        self._rates: tuple[float, float] | None = rates_mbps if all(rates_mbps) else None
+        self._measured: set[str] = set()
+        self._measurements: set[asyncio.Task[None]] = set()
+        self._tell: Callable[[EngineReport], None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._listeners: list[socket.socket] = []
+        self._live: set[Traffic] = set()
+        self._ended = Traffic()
+        self._datagrams = DatagramCarrier(self._open_datagrams)
+
+    async def run(self, report: Callable[[EngineReport], None]) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        self._tell = report
+        await self._ladder.run()
+
+    def serve(self, sockets: InnerSockets) -> None:
+        dns = DnsResponder(self._resolve)
+        for sock in sockets.dns_datagrams:
+            dns.serve_datagrams(sock)
+        for sock in sockets.dns_streams:
+            self._accept_from(sock, dns.serve_stream)
+        for sock in sockets.flows:
+            self._accept_from(sock, self._caught)
+        for made in zip(sockets.datagrams, sockets.answers, sockets.errors):
+            self._datagrams.serve(DatagramSockets(*made))
+
+    async def finish(self) -> None:
+        for listener in self._listeners:
+            asyncio.get_running_loop().remove_reader(listener)
+        delivering = asyncio.ensure_future(self._datagrams.finish())
+        await asyncio.wait({delivering, *self._tasks} - self._measurements, timeout=_FINISH_SECONDS)
+
+    # Health
+
+    def _health_changed(self, now: Pool | VpnError) -> None:
+        self._now = now
+        if isinstance(now, Pool) and self._rates is None:
+            gateway = now.healthy()[0].carrier
+            if isinstance(gateway, Gateway) and gateway.name not in self._measured:
+                self._measured.add(gateway.name)
+                self._measurements.add(self._start(self._measure(gateway)))
+        self._report()
+
+    async def _measure(self, gateway: Gateway) -> None:
+        try:
+            self._rates = await measure(gateway)
+        except (OSError, ssl.SSLError, VpnError, asyncio.TimeoutError) as error:
+            log.warning("the bandwidth to %s could not be measured: %s", gateway.name, error)
+        else:
+            self._report()
+
+    def _report(self) -> None:
+        assert self._tell is not None
+        counters: dict[str, Any] = {
+            "bytes_in": sum(each.bytes_to_plain for each in (self._ended, self._datagrams.traffic, *self._live)),
+            "bytes_out": sum(each.bytes_from_plain for each in (self._ended, self._datagrams.traffic, *self._live)),
+            "flows": len(self._live) + self._datagrams.open,
+        }
+        now = self._now
+        if isinstance(now, VpnError):
+            error = type(now).__name__
+            self._tell(EngineReport(up=False, error=error, cause=now.cause, remedy=now.remedy, **counters))
+            return
+        if not (healthy := now.healthy()):
+            return  # it is being given up, which will be told
+        first = healthy[0]
+        up_mbps, down_mbps = self._rates or (None, None)
+        self._tell(
+            EngineReport(
+                up=True,
+                engine=now.engine,
+                gateway=first.carrier.name,
+                families=now.families,
+                udp=now.udp,
+                latency_ms=first.latency_ms,
+                up_mbps=up_mbps,
+                down_mbps=down_mbps,
+                **counters,
+            )
+        )
+
+    # Flows
+
+    def _carriers(self) -> Pool:
+        """What to use now; raises the reason why there is nothing."""
+        if isinstance(self._now, VpnError):
+            raise self._now
+        return self._now
+
+    def _accept_from(self, listener: socket.socket, take: Callable[[socket.socket], None]) -> None:
+        listener.setblocking(False)
+        self._listeners.append(listener)
+        self._watch(listener, take)
+
+    def _watch(self, listener: socket.socket, take: Callable[[socket.socket], None]) -> None:
+        asyncio.get_running_loop().add_reader(listener, self._accept, listener, take)
+
+    def _accept(self, listener: socket.socket, take: Callable[[socket.socket], None]) -> None:
+        for _ in range(_ACCEPTS_AT_ONCE):
+            try:
+                sock, _ = listener.accept()
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                continue  # it was given up before we came to it
+            except OSError as error:  # no descriptors left: let some flows end first
+                log.error("connections wait: %s", error)
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(listener)
+                loop.call_later(_ACCEPT_PAUSE_SECONDS, self._watch, listener, take)
+                return
+            sock.setblocking(False)
+            take(sock)
+
+    def _caught(self, application: socket.socket) -> None:
+        self._start(self._carry(application))
+
+    async def _carry(self, application: socket.socket) -> None:
+        host, port = application.getsockname()[:2]
+        address = ip_address(host)
+        if isinstance(address, IPv6Address) and address.ipv4_mapped:
+            address = address.ipv4_mapped
+        traffic = Traffic()
+        try:
+            application.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            reset_on_close(application, True)  # should this process die while the flow is being opened
+            stream, early = await self._carriers().open_flow(address, port)
+        except (FlowRefused, VpnError, OSError, ssl.SSLError, asyncio.TimeoutError) as error:
+            log.info("no flow to %s port %d: %s", address, port, error)
+            reset(application)
+            return
+        except asyncio.CancelledError:
+            reset(application)
+            raise
+        self._live.add(traffic)
+        try:
+            await relay(stream, application, early, traffic)
+        finally:
+            self._live.discard(traffic)
+            self._ended.bytes_to_plain += traffic.bytes_to_plain
+            self._ended.bytes_from_plain += traffic.bytes_from_plain
+
+    async def _open_datagrams(self, address: Address, port: int) -> tuple[TlsStream, bytes]:
+        return await self._carriers().open_datagrams(address, port)
+
+    async def _resolve(self, query: bytes) -> bytes:
+        return await self._carriers().ask_dns(query)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a task failed", exc_info=task.exception())
