@@ -1,0 +1,64 @@
+"""Host names to addresses by the gateway's own name service, off the loop's thread.
+
+Threads of our own instead of an executor: a name server that does not answer must not keep the gateway from ending,
+and Python waits for an executor's threads. A look-up cannot be stopped: it counts until it has ended, also when no one
+waits for it any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import threading
+from ipaddress import ip_address
+
+from htcondor_vpn.gateway.destinations import Address
+
+_MAX_AT_ONCE = 64
+
+
+class Names:
+    """Looks names up; at most 64 at once, the others wait."""
+
+    def __init__(self) -> None:
+        self._slots = asyncio.Semaphore(_MAX_AT_ONCE)
+
+    async def lookup(self, name: str) -> list[Address]:
+        """Returns the addresses of `name`, the preferred ones first; raises OSError if there are none."""
+        await self._slots.acquire()
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[list[Address]] = loop.create_future()
+
+        def ended(outcome: list[Address] | OSError) -> None:
+            self._slots.release()
+            if found.done():
+                return  # no one waits any more
+            if isinstance(outcome, OSError):
+                found.set_exception(outcome)
+            else:
+                found.set_result(outcome)
+
+        def look_up() -> None:
+            outcome = _addresses_of(name)
+            try:
+                loop.call_soon_threadsafe(ended, outcome)
+            except RuntimeError:
+                return  # the loop has ended meanwhile, and so has everyone who asked
+
+        try:
+            threading.Thread(target=look_up, daemon=True).start()
+        except RuntimeError as error:  # a limit of processes
+            self._slots.release()
+            raise OSError(errno.EAGAIN, str(error)) from error
+        return await found
+
+
+def _addresses_of(name: str) -> list[Address] | OSError:
+    try:
+        results = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except UnicodeError as error:  # a label of more than 63 characters
+        return socket.gaierror(socket.EAI_NONAME, str(error))
+    except OSError as error:
+        return error
+    return [ip_address(str(result[4][0]).partition("%")[0]) for result in results]

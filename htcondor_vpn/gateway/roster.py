@@ -1,0 +1,118 @@
+"""Who is connected: the limits, and the end of those whose token ends."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+from htcondor_vpn.errors import VpnError
+from htcondor_vpn.gateway.tokens import Token, TokenStore
+from htcondor_vpn.wire.deadline import Deadline
+
+log = logging.getLogger(__name__)
+
+#: How often the token database is asked whether it changed: how long a revoked token's flows may go on.
+_LOOK_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one gateway process puts up with. Times are in seconds."""
+
+    connections: int = 8000
+    connections_per_token: int = 2000
+    head_seconds: float = 10.0  # handshake and first head together, and every later head
+    idle_seconds: float = 90.0  # between two requests
+    connect_seconds: float = 10.0  # to a pilot's destination, its name's look-up included
+    grace_seconds: float = 30.0  # for flows to end after the gateway was told to
+
+
+class Crowd(enum.Enum):
+    """Whose connections are too many; the value is the HTTP status that says so."""
+
+    GATEWAY = 503
+    TOKEN = 429
+
+
+class Connected(Protocol):
+    """What the roster has to know of a session."""
+
+    def cut(self, reason: str) -> None:
+        """Ends the session at once."""
+
+
+class Roster:
+    """The sessions, and under which token each stands."""
+
+    def __init__(self, limits: Limits, tokens: TokenStore) -> None:
+        self.flows = 0
+        self._limits, self._tokens = limits, tokens
+        self._sessions: set[Connected] = set()
+        self._digests: dict[Connected, bytes] = {}
+        self._by_digest: dict[bytes, set[Connected]] = {}
+        self._changed = asyncio.Event()
+
+    @property
+    def sessions(self) -> tuple[Connected, ...]:
+        return tuple(self._sessions)
+
+    @property
+    def closed(self) -> bool:
+        """Whether there is not even room to turn anyone away: the others wait in the listening sockets' queues."""
+        return len(self._sessions) >= self._limits.connections + 64
+
+    def enter(self, session: Connected) -> None:
+        self._sessions.add(session)
+
+    def leave(self, session: Connected) -> None:
+        self._sessions.discard(session)
+        self._unbind(session)
+        self._changed.set()
+
+    def bind(self, session: Connected, token: Token) -> Crowd | None:
+        """Puts a session under its token, where it stays for its later requests; or returns whose limit is reached."""
+        if self._digests.get(session) == token.digest:
+            return None
+        if len(self._sessions) > self._limits.connections:
+            return Crowd.GATEWAY
+        self._unbind(session)
+        if len(self._by_digest.get(token.digest, ())) >= self._limits.connections_per_token:
+            return Crowd.TOKEN
+        self._by_digest.setdefault(token.digest, set()).add(session)
+        self._digests[session] = token.digest
+        return None
+
+    def _unbind(self, session: Connected) -> None:
+        digest = self._digests.pop(session, None)
+        if digest is not None:
+            others = self._by_digest[digest]
+            others.discard(session)
+            if not others:
+                del self._by_digest[digest]
+
+    async def left(self, timeout_seconds: float) -> None:
+        """Waits until a session leaves or the time is over."""
+        self._changed.clear()
+        with suppress(asyncio.TimeoutError), Deadline(timeout_seconds):
+            await self._changed.wait()
+
+    async def watch_tokens(self) -> None:
+        """Cuts the sessions of tokens that were revoked or have expired; runs until cancelled.
+
+        A change by another process cannot be waited for in SQLite, so `PRAGMA data_version` is asked every second.
+        """
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            try:
+                self._tokens.refresh()
+            except VpnError as error:
+                log.error("%s", error)
+                continue
+            for digest in list(self._by_digest):
+                if self._tokens.current(digest) is None:
+                    for session in list(self._by_digest[digest]):
+                        session.cut("token_ended")

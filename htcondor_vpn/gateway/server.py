@@ -1,0 +1,153 @@
+"""The stream gateway: accepts connections, and ends in order.
+
+One process serves all connections in one loop. It is handed its listening sockets, and what processes share (tokens,
+credentials) lies in the gateway's folder: so several can serve the same sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import signal
+import socket
+import ssl
+from collections.abc import Sequence
+from typing import Any
+
+from htcondor_vpn.gateway.connector import Connector
+from htcondor_vpn.gateway.destinations import Policy, PublicPolicy
+from htcondor_vpn.gateway.families import Families
+from htcondor_vpn.gateway.listening import name_of
+from htcondor_vpn.gateway.names import Names
+from htcondor_vpn.gateway.own_resources import OwnResources
+from htcondor_vpn.gateway.resolver import Resolver
+from htcondor_vpn.gateway.roster import Limits, Roster
+from htcondor_vpn.gateway.session import Services, Session
+from htcondor_vpn.gateway.tokens import TokenStore
+from htcondor_vpn.wire.dialing import tune
+
+log = logging.getLogger(__name__)
+
+_OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_RETRY_SECONDS = 1.0
+
+
+class Gateway:
+    """Made inside a running loop. `serve` runs until `stop`; a second `stop` ends what still goes on."""
+
+    def __init__(
+        self,
+        context: ssl.SSLContext,
+        tokens: TokenStore,
+        policy: Policy,
+        limits: Limits,
+        *,
+        resolver: Resolver | None = None,
+        families: Families | None = None,
+    ) -> None:
+        roster = Roster(limits, tokens)
+        resources = OwnResources(
+            families or Families(policy if isinstance(policy, PublicPolicy) else PublicPolicy()),
+            resolver or Resolver(),
+            lambda: roster.flows,
+        )
+        connector = Connector(policy, Names(), limits.connect_seconds)
+        self._services = Services(context, limits, tokens, roster, connector, resources)
+        self._tasks: dict[asyncio.Task[None], Session] = {}
+        self._stop, self._kill = asyncio.Event(), asyncio.Event()
+
+    @property
+    def roster(self) -> Roster:
+        return self._services.roster
+
+    def stop(self) -> None:
+        """Ends the gateway: the first time it lets flows go on for the grace period, the second time it does not."""
+        (self._kill if self._stop.is_set() else self._stop).set()
+
+    def stop_on_signals(self) -> None:
+        """Makes SIGTERM and SIGINT call `stop`."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+
+    async def serve(self, listeners: Sequence[socket.socket]) -> None:
+        """Serves what comes in on `listeners`, which it closes at the end."""
+        loop = asyncio.get_running_loop()
+        stopped = loop.create_task(self._stop.wait())
+        watch = loop.create_task(self._services.roster.watch_tokens())
+        accepting = [loop.create_task(self._accept(listener)) for listener in listeners]
+        try:
+            await asyncio.wait([stopped, watch, *accepting], return_when=asyncio.FIRST_COMPLETED)
+            outcomes = await _cancelled(accepting)
+            for listener in listeners:
+                listener.close()
+            await self._drain()
+            outcomes += await _cancelled([stopped, watch])
+        finally:
+            await _cancelled([stopped, watch, *accepting])
+            for listener in listeners:
+                listener.close()
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop, roster = asyncio.get_running_loop(), self._services.roster
+        while not self._stop.is_set():
+            if roster.closed:
+                await roster.left(_RETRY_SECONDS)
+                continue
+            try:
+                sock, address = await loop.sock_accept(listener)
+            except OSError as error:
+                if error.errno in _OUT_OF_RESOURCES:
+                    log.error("cannot accept a connection: %s", error.strerror)
+                    await roster.left(_RETRY_SECONDS)
+                elif error.errno == errno.EBADF:
+                    raise
+                else:  # the connection broke before it was accepted, accept(2)
+                    log.debug("a connection broke before it was accepted: %s", error.strerror)
+                continue
+            try:
+                tune(sock)
+            except OSError:
+                sock.close()
+                continue
+            session = Session(self._services, sock, name_of(address))
+            roster.enter(session)
+            task = loop.create_task(session.run())
+            self._tasks[task] = session
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        session = self._tasks.pop(task)
+        session.release()
+        self._services.roster.leave(session)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a session failed", exc_info=task.exception())
+
+    async def _drain(self) -> None:
+        """Lets the sessions end: first by themselves, then not."""
+        for session in list(self._tasks.values()):
+            session.finish()
+        killed: asyncio.Future[Any] = asyncio.ensure_future(self._kill.wait())
+        # No others come: nobody accepts any more.
+        ended: asyncio.Future[Any] = asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            grace = self._services.limits.grace_seconds
+            await asyncio.wait([killed, ended], timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            killed.cancel()
+        if self._tasks:
+            log.warning("%d connections are cut", len(self._tasks))
+        for session in list(self._tasks.values()):
+            session.cut("gateway_ended")
+        await ended
+
+
+async def _cancelled(tasks: list[asyncio.Task[Any]]) -> list[Any]:
+    """Cancels `tasks` and returns how each ended: its exception, or what it returned."""
+    for task in tasks:
+        task.cancel()
+    return await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,81 @@
+"""A gateway as the settings describe it: its folder, credentials, sockets and limits put together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from ipaddress import ip_address
+
+from htcondor_vpn.errors import ConfigError
+from htcondor_vpn.gateway.credentials import Credentials, given_credentials, own_credentials
+from htcondor_vpn.gateway.destinations import PublicPolicy
+from htcondor_vpn.gateway.folder import open_folder
+from htcondor_vpn.gateway.listening import listen, name_of, raise_descriptor_limit
+from htcondor_vpn.gateway.roster import Limits
+from htcondor_vpn.gateway.server import Gateway
+from htcondor_vpn.gateway.tokens import TokenStore
+from htcondor_vpn.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def credentials(settings: Settings) -> Credentials:
+    """Returns the gateway's credentials, which are made where there are none; raises `VpnError`."""
+    folder = open_folder(settings.gateway_dir)
+    certificate, key = settings.gateway_certificate_file, settings.gateway_key_file
+    if (certificate is None) != (key is None):
+        raise ConfigError(
+            "a certificate needs its key, and a key its certificate",
+            "set both HTCONDOR_VPN_GATEWAY_CERTIFICATE_FILE and HTCONDOR_VPN_GATEWAY_KEY_FILE, or none of them",
+        )
+    if certificate is not None:
+        return given_credentials(folder, certificate, key)
+    return own_credentials(folder, settings.gateway_names or _names(settings))
+
+
+def run(settings: Settings, announce: Callable[[str], None]) -> None:
+    """Runs a gateway until SIGTERM or SIGINT; raises `VpnError` if it cannot start.
+
+    `announce` gets a line for each listening address, the pin, and `ready` once connections are accepted.
+    """
+    found = credentials(settings)
+    context = found.server_context()
+    connections = raise_descriptor_limit(settings.gateway_connections)
+    limits = Limits(
+        connections=connections,
+        connections_per_token=min(connections, settings.gateway_connections_per_token),
+        grace_seconds=settings.gateway_grace_period,
+    )
+    tokens = TokenStore(settings.gateway_dir)
+    try:
+        if not tokens.list():
+            log.warning("there are no tokens yet: `htcondor-vpn gateway token add NAME` makes one")
+        listeners = listen(settings.gateway_listen)
+
+        async def serve() -> None:
+            gateway = Gateway(context, tokens, PublicPolicy(settings.gateway_allow), limits)
+            gateway.stop_on_signals()
+            for listener in listeners:
+                announce(f"listening on {name_of(listener.getsockname())}")
+            announce(found.pin)
+            announce("ready")
+            await gateway.serve(listeners)
+
+        asyncio.run(serve())
+    finally:
+        tokens.close()
+
+
+def _names(settings: Settings) -> list[str]:
+    """The names for the certificate: this host's, and the addresses at which it listens if they are particular ones."""
+    hosts = [host for host, _ in settings.gateway_listen]
+    return [socket.gethostname(), *(host for host in hosts if not _is_wildcard(host))]
+
+
+def _is_wildcard(host: str) -> bool:
+    try:
+        return ip_address(host).is_unspecified
+    except ValueError:
+        return False
