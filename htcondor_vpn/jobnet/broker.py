@@ -1,0 +1,176 @@
+"""The broker: the one process in the inner namespace that holds capabilities. It wires the jobs' networks.
+
+It answers the wrapper and the hooks on `broker.sock` (protocol.py), and is started by the supervisor, which it tells
+how many jobs there are. When the supervisor dies, nobody keeps the tunnel closed any more: the broker kills everything
+in the inner namespace and ends. When the broker dies, the links, limits and counters stay in the kernel, and the next
+broker takes the jobs over as their wrappers come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import logging
+import os
+import socket
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from htcondor_vpn.jobnet.admission import NotAllowed, require_same_user
+from htcondor_vpn.jobnet.protocol import Connection, Message, ProtocolError
+from htcondor_vpn.jobnet.service import JobNetworks
+from htcondor_vpn.linux import ancestry
+from htcondor_vpn.linux.peers import Peer, peer_of
+from htcondor_vpn.settings import Settings
+
+log = logging.getLogger(__name__)
+
+SOCKET_NAME = "broker.sock"
+
+_REQUEST_SECONDS = 10.0
+_MOST_CONNECTIONS = 1024
+_BACKLOG = 256
+
+_Handler = Callable[[Connection, Peer, Message], Coroutine[Any, Any, None]]
+
+
+def serve(control: socket.socket, settings: Settings, run_dir: Path) -> None:
+    """Serves until `control` (SOCK_SEQPACKET, JSON messages) ends, which means that the pilot ends, or that
+    its supervisor died.
+
+    Call it in a process of its own, inside the inner user and network namespaces with all capabilities there. The
+    supervisor sends `{"families": […]}`; it gets `{"ready": true}` once and `{"jobs": n}` when that changes. Raises
+    OSError when the socket or the namespaces cannot be used.
+    """
+    inner = _own_user_namespace()
+
+    async def until_the_end() -> None:
+        # Made inside the loop: below Python 3.10 an asyncio.Event belongs to the loop that it finds when it is made.
+        await Broker(control, settings, run_dir, inner).run()
+
+    asyncio.run(until_the_end())
+    killed = ancestry.kill_within(inner, spare={os.getpid()})
+    log.info("the pilot ends: killed %d processes inside", killed)
+
+
+def _own_user_namespace() -> ancestry.Identity:
+    status = os.stat("/proc/self/ns/user")
+    return status.st_dev, status.st_ino
+
+
+class Broker:
+    """The socket, the supervisor's channel, and the connections; `JobNetworks` does what they ask for."""
+
+    def __init__(self, control: socket.socket, settings: Settings, run_dir: Path, inner: ancestry.Identity) -> None:
+        self._control = control
+        self._path = run_dir / SOCKET_NAME
+        self._networks = JobNetworks(settings, run_dir, inner, self._tell_jobs)
+        self._handlers: dict[str, _Handler] = {
+            "prepare": self._networks.prepare,
+            "update": self._networks.update,
+            "start": self._networks.start,
+            "resume": self._networks.resume,
+            "join": self._networks.join,
+        }
+        self._connections: set[asyncio.Task[None]] = set()
+        self._ended = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serves until the supervisor's channel ends."""
+        loop = asyncio.get_running_loop()
+        self._control.setblocking(False)
+        self._networks.open()
+        listener = self._listen()
+        try:
+            loop.add_reader(self._control.fileno(), self._hear_supervisor)
+            loop.add_reader(listener.fileno(), self._accept, listener)
+            self._tell_supervisor({"ready": True})
+            await self._ended.wait()
+        finally:
+            loop.remove_reader(self._control.fileno())
+            loop.remove_reader(listener.fileno())
+            listener.close()
+
+    def _listen(self) -> socket.socket:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with suppress(FileNotFoundError):
+            self._path.unlink()
+        listener.bind(str(self._path))
+        self._path.chmod(0o600)
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+        return listener
+
+    def _hear_supervisor(self) -> None:
+        try:
+            data = self._control.recv(1 << 16)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            log.error("the supervisor's channel broke: %s", error)
+            data = b""
+        if not data:
+            self._ended.set()
+            return
+        message = json.loads(data)
+        if "families" in message:
+            self._networks.families = frozenset(message["families"])
+
+    def _tell_supervisor(self, message: object) -> None:
+        try:
+            self._control.send(json.dumps(message).encode())
+        except OSError as error:  # its end is heard by the reader; a full channel loses no state worth waiting for
+            log.warning("the supervisor could not be told %s: %s", message, error)
+
+    def _tell_jobs(self, count: int) -> None:
+        self._tell_supervisor({"jobs": count})
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            sock, _ = listener.accept()
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
+                log.error("a connection to the broker could not be accepted: %s", error)
+            return
+        if len(self._connections) >= _MOST_CONNECTIONS:
+            log.error("the broker has %d connections and takes no more", len(self._connections))
+            sock.close()
+            return
+        task = asyncio.ensure_future(self._serve(Connection(sock)))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    async def _serve(self, connection: Connection) -> None:
+        """Serves one connection; whatever a client does, it ends with a line in the log at worst."""
+        try:
+            peer = peer_of(connection.socket)
+            require_same_user(peer)
+            message = await asyncio.wait_for(connection.receive(), _REQUEST_SECONDS)
+            if message is None:
+                return
+            handler = self._handlers.get(message.verb)
+            if handler is None:
+                raise ProtocolError(f"there is no {message.verb[:20]} message")
+            await handler(connection, peer, message)
+        except (NotAllowed, ProtocolError) as error:
+            log.warning("refused a request: %s", error)
+            await _answer_no(connection, str(error))
+        except asyncio.TimeoutError:
+            log.warning("a client took more than %g s", _REQUEST_SECONDS)
+        except OSError as error:
+            log.warning("a request failed: %s", error)
+            await _answer_no(connection, str(error))
+        except Exception:
+            log.exception("a request failed for a reason that nobody thought of")
+            await _answer_no(connection, "the broker failed; its log says why")
+        finally:
+            connection.close()
+
+
+async def _answer_no(connection: Connection, reason: str) -> None:
+    answer = Message("no", {"reason": " ".join(reason.split())})
+    with suppress(OSError, asyncio.TimeoutError):  # whom we refuse may be gone
+        await asyncio.wait_for(connection.send(answer), _REQUEST_SECONDS)

@@ -1,0 +1,77 @@
+"""Lets a job chirp: its starter listens on a loopback that is not the job's, so the broker listens on the job's too."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from contextlib import suppress
+
+from htcondor_vpn.condor.chirp import ChirpConfig
+
+log = logging.getLogger(__name__)
+
+_CHUNK_BYTES = 64 << 10
+_MOST_CONNECTIONS = 32
+
+
+class ChirpRelay:
+    """Carries connections to a listening socket inside the job's namespace on to the starter. `close` it."""
+
+    def __init__(self, listener: socket.socket, starter: ChirpConfig) -> None:
+        self._listener, self._starter = listener, starter
+        self._pumps: set[asyncio.Task[None]] = set()
+        asyncio.get_running_loop().add_reader(listener.fileno(), self._accept)
+
+    def close(self) -> None:
+        """Stops listening and breaks the connections."""
+        if self._listener.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self._listener.fileno())
+            self._listener.close()
+        for pump in self._pumps:
+            pump.cancel()
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError as error:
+            log.debug("a chirp connection was gone before it was accepted: %s", error)
+            return
+        if len(self._pumps) >= _MOST_CONNECTIONS:
+            log.warning("a job has %d chirp connections, no more are taken", len(self._pumps))
+            connection.close()
+            return
+        pump = asyncio.ensure_future(self._carry(connection))
+        self._pumps.add(pump)
+        pump.add_done_callback(self._pumps.discard)
+
+    async def _carry(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        ends: list[asyncio.StreamWriter] = []
+        try:
+            reader, writer = await asyncio.open_connection(sock=connection)
+            ends.append(writer)
+            far_reader, far_writer = await asyncio.open_connection(self._starter.host, self._starter.port)
+            ends.append(far_writer)
+            await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
+            for end in ends:
+                end.close()
+        except (OSError, asyncio.CancelledError) as error:
+            log.info("a job's chirp connection broke: %s", error or "the job has ended")
+            for end in ends:
+                end.transport.abort()
+        finally:
+            if not ends:
+                connection.close()
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while True:
+        data = await reader.read(_CHUNK_BYTES)
+        if not data:
+            if not writer.is_closing():
+                with suppress(OSError):  # the other side has closed already, as starters do: it needs no end
+                    writer.write_eof()
+            return
+        writer.write(data)
+        await writer.drain()

@@ -1,0 +1,352 @@
+"""What the broker does for the wrapper and the hooks: it starts, keeps and ends job networks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from htcondor_vpn.condor.chirp import ChirpConfig, ChirpError, literal, parse_config
+from htcondor_vpn.condor.job_ad import Ad, parse_ad
+from htcondor_vpn.jobnet.accounting import publish
+from htcondor_vpn.jobnet.admission import NotAllowed, require_pilot_process, require_wrapper
+from htcondor_vpn.jobnet.chirp_relay import ChirpRelay
+from htcondor_vpn.jobnet.lease import Lease, Leases
+from htcondor_vpn.jobnet.policy import Refusal, SubCode, decide
+from htcondor_vpn.jobnet.protocol import Connection, Message, ProtocolError
+from htcondor_vpn.jobnet.wiring import Totals, Wiring
+from htcondor_vpn.linux import ancestry
+from htcondor_vpn.linux.peers import Peer, Watched, peer_of
+from htcondor_vpn.settings import Settings
+
+log = logging.getLogger(__name__)
+
+#: How long a living wrapper may be without a connection, and the links of a former broker without a wrapper.
+GRACE_SECONDS = 10.0
+_ANSWER_SECONDS = 5.0
+_MOST_FAILED_JOBS = 1000
+
+
+class JobNetworks:
+    """The job networks of one pilot. `families` is what the tunnel carries, None until the supervisor has said so."""
+
+    def __init__(
+        self, settings: Settings, run_dir: Path, inner: ancestry.Identity, on_count: Callable[[int], None]
+    ) -> None:
+        self.families: frozenset[str] | None = None
+        self._settings = settings
+        self._state_file = run_dir / "state.json"
+        self._inner = inner
+        self._on_count = on_count
+        self._wiring = Wiring()
+        self._leases = Leases()
+        self._sweeping: asyncio.Task[None] | None = None
+        self._unswept = False
+        self._threads = ThreadPoolExecutor(2, "jobnet")
+        #: Jobs that could not be executed here, by GlobalJobId, and why.
+        self._failed: dict[str, str] = {}
+        self._background: set[asyncio.Task[None]] = set()
+
+    def open(self) -> None:
+        """Finds what a former broker has left; what no wrapper claims within `GRACE_SECONDS` is removed."""
+        left = self._wiring.numbers()
+        if left:
+            log.info("job networks %s were left by another broker", sorted(left))
+            self._leases.without_lease |= left
+            asyncio.get_running_loop().call_later(GRACE_SECONDS, self._discard_unclaimed, left)
+
+    # What hooks ask for
+
+    async def prepare(self, connection: Connection, peer: Peer, message: Message) -> None:
+        """Answers a PREPARE_JOB_BEFORE_TRANSFER hook: nothing, or why the job is held or goes back to the queue."""
+        require_pilot_process(peer, self._inner)
+        text = ""
+        try:
+            self._require_tunnel()
+            ad = _parsed(message.text)
+            decide(ad, self._settings)
+            self._refuse_failed(ad)
+        except Refusal as refusal:
+            log.info("a job was refused with code %d: %s", refusal.sub_code, refusal.message)
+            text = f"HookStatusCode = {int(refusal.sub_code)}\nHookStatusMessage = {literal(refusal.message)}\n"
+        await _send(connection, Message("ok", {}, text))
+
+    async def update(self, connection: Connection, peer: Peer, message: Message) -> None:
+        """Answers an UPDATE_JOB_INFO hook: the totals so far go into the job ad."""
+        require_pilot_process(peer, self._inner)
+        lease = self._leases.of_starter(peer.parent_pid)
+        if lease is not None:
+            await self._publish(lease.number, lease.chirp, self._wiring.totals(lease.number))
+        await _send(connection, Message("ok"))
+
+    def _require_tunnel(self) -> None:
+        try:
+            state = json.loads(self._state_file.read_text(encoding="utf-8"))["state"]
+        except (OSError, ValueError, KeyError) as error:
+            raise Refusal(SubCode.TUNNEL_NOT_UP, f"the state of the tunnel is not known: {error}") from error
+        if state != "up" or self.families is None:
+            raise Refusal(SubCode.TUNNEL_NOT_UP, f"the tunnel of this slot is {state}")
+
+    def _refuse_failed(self, ad: Ad) -> None:
+        """Holds a job that failed here before it began; released, it gets another chance."""
+        reason = self._failed.pop(_name(ad), None)
+        if reason is not None:
+            raise Refusal(SubCode.NOT_EXECUTABLE, reason)
+
+    # What the wrapper asks for
+
+    async def start(self, connection: Connection, peer: Peer, message: Message) -> None:
+        """Wires a new job network and keeps it as long as the connection, the wrapper and the starter live."""
+        (namespace,) = connection.take_descriptors(1)
+        try:
+            require_wrapper(peer, self._inner, namespace)
+            if self.families is None:
+                raise NotAllowed("the tunnel has not been up yet")
+            if self._leases.of_network(ancestry.identity(namespace)) is not None:
+                raise NotAllowed("this network namespace has its network already")
+            ad = _parsed(message.text)
+            rates = decide(ad, self._settings)
+            number = self._leases.free_number()
+            lease = self._lease(number, namespace, connection, peer, message)
+            namespace = -1
+            lease.job = _name(ad)
+        except (Refusal, IndexError) as error:
+            raise NotAllowed(str(error)) from error
+        finally:
+            if namespace >= 0:
+                os.close(namespace)
+        try:
+            self._wiring.connect(number, lease.namespace, rates, self.families)
+            self._relay_chirp(lease)
+        except BaseException:
+            self._leases.add(lease)
+            self._end(lease)
+            raise
+        log.info("job network %d: up %g, down %g Mbit/s (0: no limit)", number, rates.up_mbps, rates.down_mbps)
+        self._put_into_force(lease, connection)
+        await _send(connection, Message("ok", {"number": str(number), **self._chain()}))
+        await self._keep(lease, connection)
+
+    async def resume(self, connection: Connection, peer: Peer, message: Message) -> None:
+        """Takes a running job over: its wrapper lost the connection, or a former broker."""
+        (namespace,) = connection.take_descriptors(1)
+        try:
+            require_wrapper(peer, self._inner, namespace)
+            number = _number(message, "number")
+            if _number(message, "starter") != peer.parent_pid:
+                raise NotAllowed("the job's starter has ended")
+            lease = self._leases.of_number(number)
+            if lease is not None and (lease.wrapper.pid != peer.pid or lease.connection is not None):
+                raise NotAllowed(f"job network {number} belongs to another job")
+            if not self._wiring.leads_to(number, namespace):
+                raise NotAllowed(f"job network {number} has been removed")
+            if lease is None:
+                lease = self._lease(number, namespace, connection, peer, message)
+                namespace = -1
+                self._relay_chirp(lease)
+                log.info("job network %d was taken over", number)
+        finally:
+            if namespace >= 0:
+                os.close(namespace)
+        self._put_into_force(lease, connection)
+        await _send(connection, Message("ok"))
+        await self._keep(lease, connection)
+
+    async def join(self, connection: Connection, peer: Peer, message: Message) -> None:
+        """Hands the job's namespaces to another process of the same starter: condor_ssh_to_job's sshd."""
+        require_pilot_process(peer, self._inner)
+        lease = self._leases.of_starter(peer.parent_pid)
+        if lease is None:
+            raise NotAllowed("the starter has no job with a network")
+        user_namespace = lease.open_user_namespace()
+        try:
+            await _send(connection, Message("ok", self._chain()), (user_namespace, lease.namespace))
+        finally:
+            os.close(user_namespace)
+
+    def _chain(self) -> dict[str, str]:
+        wrapper = self._settings.job_wrapper
+        return {"chain": str(wrapper)} if wrapper else {}
+
+    # The life of a lease
+
+    def _lease(self, number: int, namespace: int, connection: Connection, peer: Peer, message: Message) -> Lease:
+        """Makes a lease, which owns `namespace`; raises `NotAllowed` when a process of it has ended already."""
+        chirp: ChirpConfig | None = None
+        if message.fields.get("chirp"):
+            try:
+                chirp = parse_config(message.fields["chirp"])
+            except ValueError as error:
+                raise ProtocolError(str(error)) from error
+        try:
+            wrapper = Watched(peer.pid)
+        except ProcessLookupError as error:
+            raise NotAllowed(f"the wrapper {peer.pid} has ended") from error
+        try:
+            starter = Watched(peer.parent_pid) if peer.parent_pid else None
+        except ProcessLookupError as error:
+            wrapper.close()
+            raise NotAllowed(f"the starter {peer.parent_pid} has ended") from error
+        try:
+            # Both are held now: if they are still who they were, their numbers had not come to mean other processes.
+            if peer_of(connection.socket) != peer:
+                raise NotAllowed("the job's starter has ended")
+            require_wrapper(peer, self._inner, namespace)
+            return Lease(number, namespace, wrapper, starter, chirp)
+        except (NotAllowed, OSError):
+            wrapper.close()
+            if starter is not None:
+                starter.close()
+            raise
+
+    def _relay_chirp(self, lease: Lease) -> None:
+        if lease.chirp is not None:
+            listener = self._wiring.listen_inside(lease.namespace, lease.chirp.host, lease.chirp.port)
+            lease.relay = ChirpRelay(listener, lease.chirp)
+
+    def _put_into_force(self, lease: Lease, connection: Connection) -> None:
+        lease.connection = connection
+        if lease.grace is not None:
+            lease.grace.cancel()
+        if lease in self._leases:
+            return
+        self._leases.add(lease)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(lease.wrapper.fileno(), self._wrapper_died, lease)
+        if lease.starter is not None:
+            loop.add_reader(lease.starter.fileno(), self._starter_died, lease)
+        self._on_count(len(self._leases))
+
+    async def _keep(self, lease: Lease, connection: Connection) -> None:
+        """Waits for the wrapper's `end`, or for the end of its connection."""
+        try:
+            message = await connection.receive()
+            if message is not None and message.verb == "failed":
+                self._remember_failed(lease.job, message.text)
+                await _send(connection, Message("ok"))
+                message = await connection.receive()
+        except (OSError, ProtocolError) as error:
+            log.warning("job network %d: the wrapper's connection broke: %s", lease.number, error)
+            message = None
+        if lease not in self._leases or lease.connection is not connection:
+            return
+        if message is None or message.verb != "end":
+            lease.connection = None
+            lease.grace = asyncio.get_running_loop().call_later(GRACE_SECONDS, self._grace_is_over, lease)
+            return
+        totals = self._wiring.totals(lease.number)
+        await self._publish(lease.number, lease.chirp, totals)
+        log.info("job network %d ended: %s", lease.number, _told(totals))
+        if lease in self._leases:
+            self._end(lease)
+        await _send(connection, Message("ok"))
+
+    def _remember_failed(self, job: str, reason: str) -> None:
+        if not job:
+            return
+        while len(self._failed) >= _MOST_FAILED_JOBS:
+            del self._failed[next(iter(self._failed))]
+        self._failed[job] = " ".join(reason.split())
+
+    async def _publish(self, number: int, chirp: ChirpConfig | None, totals: Totals) -> None:
+        if chirp is None:
+            return
+        try:
+            await publish(chirp, totals)
+        except ChirpError as error:
+            log.warning("job network %d: its totals are not in the job ad: %s", number, error)
+
+    def _starter_died(self, lease: Lease) -> None:
+        log.warning("job network %d: the starter has ended before the job", lease.number)
+        if lease.starter is not None:
+            asyncio.get_running_loop().remove_reader(lease.starter.fileno())
+        lease.wrapper.kill()
+
+    def _grace_is_over(self, lease: Lease) -> None:
+        log.warning("job network %d: the wrapper did not come back", lease.number)
+        lease.wrapper.kill()
+
+    def _wrapper_died(self, lease: Lease) -> None:
+        """Ends a lease whose wrapper was killed: what the job has left behind goes with it."""
+        try:
+            totals = self._wiring.totals(lease.number)
+        except OSError as error:
+            log.error("job network %d: the wrapper was killed, and the totals are lost: %s", lease.number, error)
+        else:
+            log.warning("job network %d: the wrapper was killed: %s", lease.number, _told(totals))
+            self._in_background(self._publish(lease.number, lease.chirp, totals))
+        self._end(lease)
+        self._in_background(self._kill_within(lease.user))
+
+    async def _kill_within(self, user_namespace: ancestry.Identity) -> None:
+        loop = asyncio.get_running_loop()
+        killed = await loop.run_in_executor(self._threads, ancestry.kill_within, user_namespace)
+        if killed:
+            log.warning("killed %d processes that a killed wrapper left behind", killed)
+
+    def _end(self, lease: Lease) -> None:
+        loop = asyncio.get_running_loop()
+        for process in (lease.wrapper, lease.starter):
+            if process is not None:
+                loop.remove_reader(process.fileno())
+        self._leases.remove(lease)
+        self._wiring.discard(lease.number)
+        lease.close()
+        self._sweep_soon()
+        self._on_count(len(self._leases))
+
+    def _discard_unclaimed(self, left: set[int]) -> None:
+        for number in left & self._leases.without_lease:
+            log.warning("job network %d: no wrapper came back for it", number)
+            self._wiring.discard(number)
+        self._sweep_soon()
+
+    def _sweep_soon(self) -> None:
+        self._unswept = True
+        if self._sweeping is None or self._sweeping.done():
+            self._sweeping = asyncio.ensure_future(self._sweep())
+
+    async def _sweep(self) -> None:
+        """Deletes discarded links, all that have come together while the kernel was busy with those before."""
+        loop = asyncio.get_running_loop()
+        while self._unswept:
+            self._unswept = False
+            await loop.run_in_executor(self._threads, self._wiring.sweep)
+            self._leases.without_lease &= self._wiring.numbers()
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+
+async def _send(connection: Connection, message: Message, descriptors: tuple[int, ...] = ()) -> None:
+    await asyncio.wait_for(connection.send(message, descriptors), _ANSWER_SECONDS)
+
+
+def _parsed(text: str) -> Ad:
+    try:
+        return parse_ad(text)
+    except ValueError as error:
+        raise Refusal(SubCode.NOT_AN_AD, str(error)) from error
+
+
+def _name(ad: Ad) -> str:
+    name = ad.get("globaljobid")
+    return name if type(name) is str else ""
+
+
+def _number(message: Message, key: str) -> int:
+    text = message.fields.get(key, "")
+    if not text.isdigit() or len(text) > 10:
+        raise ProtocolError(f"the message has no {key}")
+    return int(text)
+
+
+def _told(totals: Totals) -> str:
+    return f"received {totals.received_bytes} bytes, sent {totals.sent_bytes} bytes"
