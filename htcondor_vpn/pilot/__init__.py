@@ -1,0 +1,1 @@
+"""`htcondor-vpn run`: the processes of a pilot, and the command inside."""

@@ -1,0 +1,136 @@
+"""Which engines a pilot may use, by its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from htcondor_vpn.errors import ConfigError
+from htcondor_vpn.linux.programs import find_program
+from htcondor_vpn.settings import PREFIX, Settings
+from htcondor_vpn.tunnel.carrier import Carrier
+from htcondor_vpn.tunnel.gateways import Gateway
+from htcondor_vpn.tunnel.http_proxy import HttpProxy, ThroughProxy
+from htcondor_vpn.tunnel.pool import Pool
+from htcondor_vpn.tunnel.proxied import ProxiedCarrier, Proxy
+from htcondor_vpn.tunnel.server import Server
+from htcondor_vpn.tunnel.socks5 import Socks5
+from htcondor_vpn.tunnel.ssh import START_SECONDS, SshForward
+from htcondor_vpn.tunnel.token import read_credentials, read_token
+from htcondor_vpn.wire.trust import Trust, read_pins
+
+#: Makes carriers, given the run folder; called in the engine's process, as often as there is a new one.
+Make = Callable[[Path], Sequence[Carrier]]
+
+#: By which knob each engine is configured, and its value.
+_HOSTS = {
+    "stream": ("GATEWAYS", "HOST:PORT"),
+    "proxy": ("PROXIES", "HOST:PORT"),
+    "socks5": ("SOCKS5_SERVERS", "HOST:PORT"),
+    "ssh": ("SSH_HOSTS", "[USER@]HOST"),
+}
+_WHAT = {"stream": "gateway", "proxy": "proxy", "socks5": "SOCKS server", "ssh": "login node"}
+
+#: A probe's share of the time after which nothing has answered: one name server's silence is not the proxy's.
+_PROBE_SHARE = 0.75
+
+
+def engine_pools(settings: Settings) -> Callable[[Path], list[Pool]]:
+    """Returns what makes the pools to choose from, given the run folder, in the order in which they are to be tried.
+
+    Everything that can be wrong with the settings is found here: raises `ConfigError`, `ConfigUnreadable`,
+    `TokenUnusable` or `ProgramMissing`.
+    """
+    kinds = {"stream": _gateways, "proxy": _proxies, "socks5": _socks_servers, "ssh": _login_nodes}
+    chosen = _chosen(settings)
+    makers = [(kind, kinds[kind](settings)) for kind in chosen]
+
+    def pools(run_dir: Path) -> list[Pool]:
+        times = settings.probe_interval, settings.probe_timeout
+        return [Pool(kind, make(run_dir), *times) for kind, make in makers]
+
+    return pools
+
+
+def _chosen(settings: Settings) -> list[str]:
+    configured = [kind for kind, (knob, _) in _HOSTS.items() if settings.values[PREFIX + knob]]
+    if settings.engine == "auto":
+        chosen = [kind for kind in settings.engine_order if kind in configured]
+        if not chosen:
+            names = [f"{PREFIX}{_HOSTS[kind][0]}" for kind in settings.engine_order]
+            raise ConfigError("no engine is configured to choose from", f"set one of {', '.join(names)}")
+        return chosen
+    knob, form = _HOSTS[settings.engine]
+    if settings.engine not in configured:
+        raise ConfigError(f"no {_WHAT[settings.engine]} is configured", f"set {PREFIX}{knob} to a list of {form}")
+    return [settings.engine]
+
+
+def _gateways(settings: Settings) -> Make:
+    pins = settings.gateway_pin
+    if settings.gateway_pin_file is not None:
+        pins = (*pins, *read_pins(settings.gateway_pin_file))
+    trust = Trust(pins, settings.gateway_ca_file)
+    token = read_token(settings.token_file)
+    via = settings.via_proxy
+    credentials = _proxy_credentials(settings) if via else None
+
+    def make(_: Path) -> list[Carrier]:
+        proxy = HttpProxy(via[0], via[1], f"{PREFIX}VIA_PROXY", credentials) if via else None
+        return [
+            Gateway(host, port, trust, token, ThroughProxy(proxy, host, port) if proxy else None)
+            for host, port in settings.gateways
+        ]
+
+    return make
+
+
+def _proxies(settings: Settings) -> Make:
+    credentials = _proxy_credentials(settings)
+    proxied = _proxied(settings)
+
+    def make(_: Path) -> list[Carrier]:
+        return [proxied(HttpProxy(host, port, f"{PREFIX}PROXIES", credentials)) for host, port in settings.proxies]
+
+    return make
+
+
+def _socks_servers(settings: Settings) -> Make:
+    credentials = read_credentials(settings.socks5_credentials_file, f"{PREFIX}SOCKS5_CREDENTIALS_FILE")
+    proxied = _proxied(settings)
+    knob = f"{PREFIX}SOCKS5_SERVERS"
+
+    def make(_: Path) -> list[Carrier]:
+        servers = [Server("SOCKS server", host, port, knob) for host, port in settings.socks5_servers]
+        return [proxied(Socks5(server.name, server, credentials)) for server in servers]
+
+    return make
+
+
+def _login_nodes(settings: Settings) -> Make:
+    find_program("ssh", "openssh-client")
+    proxied = _proxied(settings, START_SECONDS)
+    jumps, config = settings.ssh_jumps, settings.ssh_config_file
+
+    def make(run_dir: Path) -> list[Carrier]:
+        return [
+            proxied(SshForward(host, jumps, config, run_dir / f"ssh{number}.sock"))
+            for number, host in enumerate(settings.ssh_hosts)
+        ]
+
+    return make
+
+
+def _proxied(settings: Settings, start_seconds: float = 0.0) -> Callable[[Proxy], Carrier]:
+    servers = settings.name_servers
+    if not servers:
+        raise ConfigError(
+            "no name server is configured, and a proxy has none",
+            f"set {PREFIX}NAME_SERVERS to addresses that can be reached through it",
+        )
+    seconds = _PROBE_SHARE * settings.probe_timeout
+    return lambda proxy: ProxiedCarrier(proxy, servers, seconds, start_seconds)
+
+
+def _proxy_credentials(settings: Settings) -> tuple[str, str] | None:
+    return read_credentials(settings.proxy_credentials_file, f"{PREFIX}PROXY_CREDENTIALS_FILE")

@@ -1,0 +1,59 @@
+"""One thread's events: descriptors that become readable, and timers; handled until something is done."""
+
+from __future__ import annotations
+
+import selectors
+import time
+from collections.abc import Callable
+from typing import Protocol, Union
+
+Action = Callable[[], None]
+
+
+class HasFileno(Protocol):
+    def fileno(self) -> int: ...
+
+
+Watched = Union[int, HasFileno]
+
+
+class Loop:
+    """Actions may watch, forget, and set timers; one that raises ends the waiting with that exception."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._timers: list[tuple[float, Action]] = []
+
+    def watch(self, descriptor: Watched, action: Action) -> None:
+        """Has `action` called whenever `descriptor` is readable."""
+        self._selector.register(descriptor, selectors.EVENT_READ, action)
+
+    def watches(self, descriptor: Watched) -> bool:
+        return descriptor in self._selector.get_map()
+
+    def forget(self, descriptor: Watched) -> None:
+        """Watches `descriptor` no more; it need not have been watched."""
+        if self.watches(descriptor):
+            self._selector.unregister(descriptor)
+
+    def after(self, seconds: float, action: Action) -> None:
+        """Has `action` called once, in `seconds`."""
+        self._timers.append((time.monotonic() + seconds, action))
+
+    def run_until(self, done: Callable[[], bool], timeout_seconds: float | None = None) -> bool:
+        """Handles events until `done`, which it returns; False after `timeout_seconds`."""
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        while not done():
+            now = time.monotonic()
+            if deadline is not None and now >= deadline:
+                return False
+            due = [timer for timer in self._timers if timer[0] <= now]
+            self._timers = [timer for timer in self._timers if timer[0] > now]
+            for _, action in due:
+                action()
+            ends = [timer[0] for timer in self._timers] + ([] if deadline is None else [deadline])
+            wait = max(0.0, min(ends) - time.monotonic()) if ends else None
+            for key, _ in self._selector.select(wait):
+                if self.watches(key.fd):  # an earlier event of this round may have ended it
+                    key.data()
+        return True

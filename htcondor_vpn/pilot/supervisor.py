@@ -1,0 +1,388 @@
+"""Keeps a pilot's processes: the engine, the broker, COMMAND. Starts again what may be, and ends all when COMMAND ends.
+
+One thread, one loop. The order of a start: engine and broker are forked; the broker makes the namespaces while the
+engine looks for a gateway; the broker sets the catcher up for what the gateway carries; the engine gets its sockets;
+COMMAND starts. Whoever of them dies later than that is started again, except COMMAND.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from htcondor_vpn.errors import GatewayUntrusted, ProxyRefused, SshRefused, TokenRefused, VpnError, by_name
+from htcondor_vpn.linux.channel import Channel
+from htcondor_vpn.linux.namespaces import PR_SET_CHILD_SUBREAPER, prctl
+from htcondor_vpn.linux.signals import SignalDescriptor
+from htcondor_vpn.pilot import inner
+from htcondor_vpn.pilot.children import Child, fork_child
+from htcondor_vpn.pilot.command import Command, start_command
+from htcondor_vpn.pilot.engine_process import run_engine
+from htcondor_vpn.pilot.loop import Loop
+from htcondor_vpn.pilot.run_folder import ENVIRONMENT_VARIABLE, RunFolder
+from htcondor_vpn.pilot.states import TunnelState
+from htcondor_vpn.pilot.status import TunnelStatus
+from htcondor_vpn.settings import Settings
+from htcondor_vpn.tunnel.engine import Engine, EngineReport, InnerSockets
+
+FORWARDED = frozenset(
+    {
+        signal.SIGHUP,
+        signal.SIGINT,
+        signal.SIGQUIT,
+        signal.SIGTERM,
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+        signal.SIGALRM,
+        signal.SIGCONT,
+        signal.SIGWINCH,
+    }
+)
+_ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+_RESTART_SECONDS = 0.2
+_LAST_RESTART_SECONDS = 5.0
+_STEADY_SECONDS = 30.0
+_STATE_SECONDS = 10.0
+_END_SECONDS = 10.0
+_REPORT_SECONDS = 1.0
+_ENDINGS = 3
+_FINAL = (GatewayUntrusted, TokenRefused, ProxyRefused, SshRefused)
+
+log = logging.getLogger(__name__)
+
+
+class Interrupted(Exception):
+    """A signal ended the start, before COMMAND ran."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+class Supervisor:
+    """One pilot. `signals` are `FORWARDED` and SIGCHLD; `make_engine` makes the engine, in its process, which is called
+    `engine_name` until it says of which kind it is; `nft` is the path of that program.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        folder: RunFolder,
+        signals: SignalDescriptor,
+        engine_name: str,
+        make_engine: Callable[[], Engine],
+        nft: str,
+    ) -> None:
+        self._settings, self._folder, self._signals, self._nft = settings, folder, signals, nft
+        self._make_engine = make_engine
+        self._loop = Loop()
+        self._tunnel = TunnelStatus(folder.path, engine_name)
+        self._heard = time.monotonic()
+        self._engine: Child | None = None
+        self._broker: Child | None = None
+        self._command: Command | None = None
+        self._namespaces: inner.InnerNamespaces | None = None
+        self._sockets: InnerSockets | None = None
+        self._families: tuple[str, ...] = ()
+        self._udp = False
+        self._broker_ready = self._catching = False
+        self._pauses: dict[str, tuple[float, float]] = {}
+        self._status: int | None = None
+
+    def run(self, argv: Sequence[str], environment: Mapping[str, str]) -> int:
+        """Runs `argv` inside, once the tunnel is up, and returns its wait status.
+
+        Raises VpnError where it could not be started, and `Interrupted` where a signal came first.
+        """
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+        self._loop.watch(self._signals, self._signalled)
+        try:
+            self._tunnel.enter(TunnelState.STARTING)
+            self._start_broker()
+            self._start_engine()
+            self._tunnel.enter(TunnelState.CONNECTING)
+            self._wait_until_ready()
+            assert self._namespaces is not None
+            environment = {**environment, ENVIRONMENT_VARIABLE: str(self._folder.path)}
+            self._command = start_command(argv, self._namespaces, environment, self._signals)
+            self._loop.watch(self._command.pidfd, self._command_ended)
+            log.info("COMMAND runs as process %d: %s", self._command.pid, argv[0])
+            self._refresh_state()
+            self._watch_engine()
+            self._loop.run_until(lambda: self._command is None)
+            assert self._status is not None
+            return self._status
+        except (VpnError, Interrupted) as error:
+            self._tunnel.reason = str(error)
+            raise
+        finally:
+            self._end()
+
+    def _wait_until_ready(self) -> None:
+        timeout_seconds = self._settings.connect_timeout
+        if self._loop.run_until(self._ready, timeout_seconds):
+            return
+        if self._tunnel.report.error:
+            raise self._tunnel.report.exception()
+        raise VpnError(f"the tunnel was not ready within {timeout_seconds:g} s", "run it with -v to see why")
+
+    def _refresh_state(self) -> None:
+        self._tunnel.refresh()
+        self._loop.after(_STATE_SECONDS, self._refresh_state)
+
+    def _ready(self) -> bool:
+        return self._tunnel.state is TunnelState.UP and self._broker_ready
+
+    def _signalled(self) -> None:
+        for received in self._signals.read():
+            if received.number == signal.SIGCHLD:
+                self._reap_orphans()
+            elif self._command is None:
+                if received.number in _ENDING and received.number not in self._signals.ignored_before:
+                    raise Interrupted(received.number)
+            elif not received.by_kernel:  # a terminal's keys have reached COMMAND already, as they did us
+                os.kill(self._command.pid, received.number)
+
+    # The engine
+
+    def _start_engine(self) -> None:
+        sockets = self._sockets
+        keep = [sock.fileno() for sock in sockets.all()] if sockets else []
+        within = self._namespaces.identity() if self._namespaces else None
+
+        def work(channel: Channel) -> None:
+            told = run_engine(channel, self._make_engine(), sockets)
+            inner.clear_up(channel, self._folder, told or within)
+
+        self._engine = fork_child("engine", work, self._signals.mask_before, keep)
+        self._loop.watch(self._engine.channel, self._engine_said)
+        self._loop.watch(self._engine.pidfd, self._engine_ended)
+
+    def _watch_engine(self) -> None:
+        """Notices an engine that is stopped or stuck: while the tunnel is up it reports after every probe."""
+        limit = self._settings.probe_interval + self._settings.probe_timeout + _REPORT_SECONDS
+        silent = time.monotonic() - self._heard
+        if self._tunnel.state is TunnelState.UP and silent >= limit:
+            self._tunnel.enter(
+                TunnelState.DOWN, f"the engine's process has said nothing for {silent:.0f} s: is it stopped?"
+            )
+        self._loop.after(max(limit - silent, _REPORT_SECONDS), self._watch_engine)
+
+    def _engine_said(self) -> None:
+        assert self._engine is not None
+        message = self._received(self._engine)
+        if message is None or "report" not in message:
+            return
+        self._heard = time.monotonic()
+        self._tunnel.report = report = EngineReport.from_message(message["report"])
+        if report.up:
+            self._families, self._udp = report.families, report.udp
+            self._catch()
+            if self._sockets is not None:
+                self._tunnel.enter(TunnelState.UP)
+        elif self._tunnel.state in (TunnelState.UP, TunnelState.DOWN):
+            self._tunnel.enter(TunnelState.DOWN, str(report.exception()))
+        elif isinstance(error := report.exception(), _FINAL):
+            raise error  # waiting would not mend it
+
+    def _engine_ended(self) -> None:
+        assert self._engine is not None
+        while self._loop.watches(self._engine.channel):  # its last words come before its end
+            self._engine_said()
+        status = self._reap(self._engine)
+        self._engine = None
+        self._must_have_started("engine", status)
+        self._tunnel.forget_engine()
+        self._tunnel.enter(TunnelState.DOWN, "the engine's process died and is started again")
+        self._restart("engine", self._start_engine)
+
+    # The broker
+
+    def _start_broker(self) -> None:
+        namespaces = self._namespaces
+        if namespaces is None:
+            self._broker = fork_child(
+                "broker",
+                lambda channel: inner.make_and_serve(channel, self._folder, self._settings, self._nft),
+                self._signals.mask_before,
+            )
+        else:
+            self._broker = fork_child(
+                "broker",
+                lambda channel: inner.enter_and_serve(namespaces, channel, self._folder, self._settings),
+                self._signals.mask_before,
+                namespaces,
+            )
+            self._tell(self._broker, {"families": list(self._families)})
+        self._loop.watch(self._broker.channel, self._broker_said)
+        self._loop.watch(self._broker.pidfd, self._broker_ended)
+
+    def _catch(self) -> None:
+        """Has the catcher set up, once the namespaces exist and it is known what the gateway carries."""
+        if self._broker is not None and self._namespaces is not None and self._families and not self._catching:
+            self._catching = True
+            self._tell(self._broker, {"catch": list(self._families), "udp": self._udp})
+
+    def _broker_said(self) -> None:
+        assert self._broker is not None
+        descriptors: list[int] = []
+        message = self._received(self._broker, descriptors)
+        if message is None:
+            return
+        if "made" in message:
+            try:
+                self._namespaces = inner.InnerNamespaces.of(self._broker.pid)
+            except (FileNotFoundError, ProcessLookupError):
+                return  # it has died meanwhile, and its pidfd says so
+            self._catch()
+        elif "kinds" in message:
+            self._sockets = InnerSockets.adopt(descriptors, message["kinds"])
+            self._tell(self._broker, {"families": list(self._families)})
+            if self._engine is not None:
+                assert self._namespaces is not None
+                told = {"kinds": message["kinds"], "inner": self._namespaces.identity()}
+                self._tell(self._engine, told, descriptors)
+            if self._tunnel.report.up:
+                self._tunnel.enter(TunnelState.UP)
+        elif "ready" in message:
+            self._broker_ready = True
+        elif "jobs" in message:
+            self._tunnel.jobs = message["jobs"]
+
+    def _broker_ended(self) -> None:
+        assert self._broker is not None
+        while self._loop.watches(self._broker.channel):
+            self._broker_said()
+        status = self._reap(self._broker)
+        self._broker = None
+        self._must_have_started("broker", status)
+        log.error("the broker died (wait status %d) and is started again; jobs go on", status)
+        self._restart("broker", self._start_broker)
+
+    # All children
+
+    def _received(self, child: Child, descriptors: list[int] | None = None) -> dict[str, Any] | None:
+        """Returns a child's message, its descriptors in `descriptors`; raises the error that it reports."""
+        try:
+            received = child.channel.receive()
+        except OSError:
+            received = None
+        if received is None:
+            self._loop.forget(child.channel)  # its end comes by the pidfd
+            return None
+        message, came = received
+        if descriptors is not None:
+            descriptors.extend(came)
+        if "error" in message:
+            error = by_name(message["error"], message["cause"], message["remedy"])
+            if self._command is None:
+                raise error
+            log.error("%s: %s", child.name, error)
+            return None
+        return message
+
+    @staticmethod
+    def _tell(child: Child, message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
+        try:
+            child.channel.send(message, descriptors)
+        except ConnectionError as error:  # its end comes by the pidfd
+            log.warning("the %s could not be told: %s", child.name, error)
+
+    def _reap(self, child: Child) -> int:
+        self._loop.forget(child.channel)
+        self._loop.forget(child.pidfd)
+        return child.reap()
+
+    def _must_have_started(self, name: str, status: int) -> None:
+        if self._command is None:
+            raise VpnError(f"the {name} died at its start (wait status {status})", "run it with -v to see why")
+
+    def _restart(self, name: str, start: Callable[[], None]) -> None:
+        """Starts a child again, after a pause that grows while it dies early."""
+        now = time.monotonic()
+        pause, last = self._pauses.get(name, (_RESTART_SECONDS, now))
+        if now - last > _STEADY_SECONDS:
+            pause = _RESTART_SECONDS
+        self._pauses[name] = (min(2 * pause, _LAST_RESTART_SECONDS), now)
+
+        def again() -> None:
+            try:
+                start()
+            except OSError as error:  # no more processes for now
+                log.error("the %s cannot be started: %s", name, error)
+                self._restart(name, start)
+
+        self._loop.after(pause, again)
+
+    def _command_ended(self) -> None:
+        assert self._command is not None
+        self._loop.forget(self._command.pidfd)
+        self._status = self._command.reap()
+        log.info("COMMAND ended with wait status %d", self._status)
+        self._command = None
+
+    # The end
+
+    def _end(self) -> None:
+        """Ends everything, in any state of it: the broker kills what lives inside, and the engine goes last."""
+        reason = self._tunnel.reason
+        self._tunnel.enter(TunnelState.STOPPING, reason)
+        if self._command is not None:  # only where this process itself failed
+            os.kill(self._command.pid, signal.SIGKILL)
+            self._command.reap()
+        self._clear_inside()
+        if self._engine is not None:
+            self._await_end(self._engine)
+        self._tunnel.enter(TunnelState.FAILED if self._status is None else TunnelState.STOPPED, reason)
+        for sock in self._sockets.all() if self._sockets else ():
+            sock.close()
+        if self._namespaces is not None:
+            self._namespaces.close()
+        self._reap_orphans()
+
+    def _clear_inside(self) -> None:
+        """Has the broker kill what lives inside; one that dies before it is done leaves that to another one."""
+        for _ in range(_ENDINGS):
+            try:
+                if self._broker is None:
+                    if self._namespaces is None or self._status is None:
+                        return  # there was no COMMAND, which could have left something
+                    self._start_broker()
+                assert self._broker is not None
+                done = self._await_end(self._broker) == 0
+                self._broker = None
+                if done:
+                    return
+            except OSError as error:
+                log.error("the broker cannot be started: %s", error)
+        log.error("not everything that COMMAND left inside was ended")
+
+    def _await_end(self, child: Child) -> int:
+        """Tells a child that this is the end, waits for its own, and returns its wait status."""
+        child.channel.finish()
+        poller = select.poll()
+        poller.register(child.pidfd, select.POLLIN)
+        if not poller.poll(_END_SECONDS * 1e3):
+            log.error("the %s does not end, and is killed", child.name)
+            os.kill(child.pid, signal.SIGKILL)
+        return self._reap(child)
+
+    def _reap_orphans(self) -> None:
+        """Takes the statuses of COMMAND's descendants that outlived their parents, and so became our children.
+
+        Our own children are reaped where their end is noticed, by their pidfds.
+        """
+        ours = {child.pid for child in (self._engine, self._broker, self._command) if child is not None}
+        while True:
+            try:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if ended is None or ended.si_pid in ours:
+                return
+            os.waitpid(ended.si_pid, 0)
