@@ -1,0 +1,182 @@
+"""`htcondor-vpn gateway`: runs a gateway, and manages its pilots' tokens."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from htcondor_vpn import knob_values
+from htcondor_vpn.cli.output import say
+from htcondor_vpn.config_sources import config_files
+from htcondor_vpn.errors import ProgramMissing, UsageError
+from htcondor_vpn.settings import PREFIX, Settings
+
+if TYPE_CHECKING:
+    from htcondor_vpn.gateway.tokens import TokenStore
+
+#: Options that set a knob for this run; those that may be given more than once make a list.
+_KNOBS = {
+    "dir": "GATEWAY_DIR",
+    "listen": "GATEWAY_LISTEN",
+    "allow": "GATEWAY_ALLOW",
+    "name": "GATEWAY_NAMES",
+    "cert": "GATEWAY_CERTIFICATE_FILE",
+    "key": "GATEWAY_KEY_FILE",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `run`, which is what no verb means, and the verbs `token` and `pin`."""
+    _add_run_options(parser, default=None)
+    parser.set_defaults(act=_run)
+    verbs = parser.add_subparsers(metavar="VERB")
+    run_verb = verbs.add_parser("run", help="run a gateway (the default)")
+    _add_run_options(run_verb, default=argparse.SUPPRESS)
+    pin = verbs.add_parser("pin", help="print the pin by which pilots know this gateway")
+    _add_run_options(pin, default=argparse.SUPPRESS)
+    pin.set_defaults(act=_pin)
+    token = verbs.add_parser("token", help="manage the tokens by which this gateway knows its pilots")
+    verbs = token.add_subparsers(metavar="VERB", required=True)
+
+    add = verbs.add_parser("add", help="make a token and print it; it cannot be seen again")
+    add.add_argument("token_name", metavar="NAME", help="whose it is: the name in the gateway's log")
+    add.add_argument("--expires", metavar="TIME", help="how long it is good, such as 30d or 12h (default: for ever)")
+    add.add_argument("-o", "--output", metavar="FILE", type=Path, help="write it to FILE (mode 0600) instead")
+    add.set_defaults(act=_token_add)
+    revoke = verbs.add_parser("revoke", help="end a token; flows under it are cut within seconds")
+    revoke.add_argument("token_name", metavar="NAME")
+    revoke.set_defaults(act=_token_revoke)
+    listing = verbs.add_parser("list", help="list the tokens' names and how long they are good")
+    listing.set_defaults(act=_token_list)
+    for verb in (add, revoke, listing):
+        _add_common_options(verb, default=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Does what the verb says; raises `VpnError`."""
+    overrides = {}
+    for option, knob in _KNOBS.items():
+        value = getattr(args, option)
+        if value is not None:
+            overrides[PREFIX + knob] = value if isinstance(value, str) else " ".join(value)
+    sources = config_files([args.config] if args.config else [], os.environ)
+    settings = Settings.load(sources.files, os.environ, overrides)
+    try:
+        act: Callable[[argparse.Namespace, Settings], int] = args.act
+        return act(args, settings)
+    except ModuleNotFoundError as error:
+        cause = f"the Python module {error.name}, which a gateway needs, is missing"
+        raise ProgramMissing(cause, "pip install 'htcondor-vpn[gateway]'") from error
+
+
+def _add_common_options(parser: argparse.ArgumentParser, default: object) -> None:
+    parser.add_argument("--dir", metavar="DIR", default=default, help="the gateway's folder")
+    parser.add_argument("--config", metavar="FILE", type=Path, default=default, help="a file with HTCONDOR_VPN_* knobs")
+
+
+def _add_run_options(parser: argparse.ArgumentParser, default: object) -> None:
+    _add_common_options(parser, default)
+    parser.add_argument(
+        "--listen", metavar="HOST:PORT", action="append", default=default,
+        help="where to listen; may be given more than once (default: port 8443 everywhere)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allow", metavar="NETWORK", action="append", default=default,
+        help="a private network that pilots may reach; may be given more than once",
+    )  # fmt: skip
+    parser.add_argument(
+        "--name", metavar="HOST", action="append", default=default,
+        help="a name for the certificate, when it is made; may be given more than once (default: the host's)",
+    )  # fmt: skip
+    parser.add_argument("--cert", metavar="FILE", default=default, help="a certificate of your own")
+    parser.add_argument("--key", metavar="FILE", default=default, help="its private key (mode 0600)")
+
+
+def _run(_args: argparse.Namespace, settings: Settings) -> int:
+    from htcondor_vpn.gateway import service
+
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=settings.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(message)s",
+    )
+    for warning in settings.warnings:
+        logging.warning("%s", warning)
+    service.run(settings, lambda line: print(line, flush=True))
+    return 0
+
+
+def _pin(_args: argparse.Namespace, settings: Settings) -> int:
+    from htcondor_vpn.gateway import service
+
+    say(service.credentials(settings).pin)
+    return 0
+
+
+def _token_add(args: argparse.Namespace, settings: Settings) -> int:
+    from htcondor_vpn.gateway.folder import write_atomically
+
+    lifetime_seconds = None
+    if args.expires is not None:
+        try:
+            lifetime_seconds = knob_values.quantity(knob_values.SECONDS, 1, 100 * 365 * 86400)(args.expires)
+        except ValueError as error:
+            raise UsageError(f"--expires {args.expires}: the value {error}", "write it as 30d or 12h") from error
+    with _store(settings) as store:
+        token = store.add(args.token_name, lifetime_seconds)
+        try:
+            if args.output is None:
+                _print_secret(token)
+            else:
+                write_atomically(args.output, f"{token}\n".encode(), 0o600)
+        except BaseException:
+            store.revoke(args.token_name)
+            raise
+    if args.output is not None:
+        say(f"the token of {args.token_name} is in {args.output}")
+    return 0
+
+
+def _print_secret(token: str) -> None:
+    """Prints what cannot be printed again; raises `UsageError` if nobody got it."""
+    try:
+        os.write(sys.stdout.fileno(), f"{token}\n".encode())
+    except OSError as error:
+        cause = f"the token could not be printed, and is none now: {error.strerror}"
+        raise UsageError(cause, "have it written by --output FILE") from error
+
+
+def _token_revoke(args: argparse.Namespace, settings: Settings) -> int:
+    with _store(settings) as store:
+        store.revoke(args.token_name)
+    return 0
+
+
+def _token_list(_args: argparse.Namespace, settings: Settings) -> int:
+    with _store(settings) as store:
+        rows = [(token.name, _date(token.created), _date(token.expires), "expired" if token.expired else "good")
+                for token in store.list()]  # fmt: skip
+    _print_table([("NAME", "MADE", "EXPIRES", "STATE"), *rows])
+    return 0
+
+
+def _store(settings: Settings) -> TokenStore:
+    from htcondor_vpn.gateway.folder import open_folder
+    from htcondor_vpn.gateway.tokens import TokenStore
+
+    return TokenStore(open_folder(settings.gateway_dir))
+
+
+def _date(seconds: float) -> str:
+    return "never" if seconds == float("inf") else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    say("\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows))
