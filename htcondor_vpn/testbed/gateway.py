@@ -1,0 +1,74 @@
+"""The site's gateway in the DMZ, and how a pilot on the node is told of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from htcondor_vpn.testbed import plan
+from htcondor_vpn.testbed.host import Host
+from htcondor_vpn.testbed.logs import wait_for_log
+
+PORT = 8443
+_STOP_SECONDS = 10.0
+
+
+def vpn_command(*words: str) -> list[str]:
+    """The argv of the project's own command, with the interpreter that runs this."""
+    return [sys.executable, "-m", "htcondor_vpn.cli.main", *words]
+
+
+class SiteGateway:
+    """A stream gateway on `host` as its ordinary user, with files in `folder`; a context manager, up inside.
+
+    `token_file` and `pin_file` are what a pilot needs.
+    """
+
+    def __init__(self, host: Host, folder: Path, *options: str) -> None:
+        self.host, self.folder, self._options = host, folder, options
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.log = folder / "gateway.log"
+        self.state_folder = folder / "gateway"
+        self.token_file = folder / "pilot.token"
+        self.pin_file = self.state_folder / "gateway.pin"
+        self.endpoints = (f"{plan.DMZ_INSIDE.v4}:{PORT}", f"[{plan.DMZ_INSIDE.v6}]:{PORT}")
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> SiteGateway:
+        self.start()
+        if not self.token_file.exists():
+            self.token("add", "pilot", "-o", str(self.token_file))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Starts it and returns when it listens; raises `LogTimeout` with what it said."""
+        self.log.touch()
+        listen = [word for endpoint in self.endpoints for word in ("--listen", endpoint)]
+        start_bytes = self.log.stat().st_size
+        self.process = self.host.start(
+            vpn_command("gateway", "--dir", str(self.state_folder), *listen, *self._options), log=self.log
+        )
+        wait_for_log(self.log, b"^ready$", self.process, start_bytes=start_bytes)
+
+    def stop(self) -> None:
+        """Ends it, with whatever flows it has. May be repeated."""
+        if self.process is None:
+            return
+        self.process.kill()
+        self.process.wait(_STOP_SECONDS)
+        self.process = None
+
+    def token(self, *words: str) -> str:
+        """Runs `htcondor-vpn gateway token …` on this gateway's folder and returns what it prints."""
+        argv = vpn_command("gateway", "--dir", str(self.state_folder), "token", *words)
+        return self.host.run(argv, check=True).stdout
+
+    def run_argv(self, command: Sequence[str], *options: str) -> list[str]:
+        """The argv of `htcondor-vpn run … -- command` for a pilot of this gateway; later `options` win."""
+        told = ["--gateway", self.endpoints[0], "--pin-file", str(self.pin_file), "--token-file", str(self.token_file)]
+        return vpn_command("run", *told, *options, "--", *command)
