@@ -1,0 +1,72 @@
+"""`python -m benchmarks [--json FILE] [--only PART]`: runs the parts in the sandbox, as an ordinary user."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks import job_network, pilot, throughput
+from htcondor_vpn.errors import VpnError
+from htcondor_vpn.testbed import sandbox
+from htcondor_vpn.testbed.report import Report
+
+PARTS = {"pilot": pilot.measure, "job-network": job_network.measure, "throughput": throughput.measure}
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make bench ARGS=…", description=__doc__)
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows to FILE too")
+    parser.add_argument("--only", choices=PARTS, action="append", help="run this part alone; may be repeated")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each cell is measured (default: 5)")
+    parser.add_argument("--seconds", type=int, default=3, help="how long each transfer is measured (default: 3)")
+    args = parser.parse_args()
+    parts = args.only or list(PARTS)
+    name = datetime.date.today().isoformat() + ("" if parts == list(PARTS) else "-" + "-".join(parts))
+    outputs = [RESULTS / f"{name}.json", *([args.json] if args.json else [])]
+    if not sandbox.inside():
+        RESULTS.mkdir(exist_ok=True)
+        for path in outputs:
+            sandbox.reserve_output(path)
+        return sandbox.exec_inside([sys.executable, "-m", "benchmarks", *sys.argv[1:]])
+    report = Report("htcondor_vpn: what it costs, and what it carries")
+    for part in parts:
+        if part == "throughput":
+            throughput.measure(report, args.rounds, args.seconds)
+        else:
+            PARTS[part](report, args.rounds)
+    report.conclude()
+    with sandbox.open_output(outputs[0]) as file:
+        json.dump({**_machine(), "rounds": args.rounds, "ok": report.ok,
+                   "rows": [asdict(row) for row in report.rows]}, file, indent=2)  # fmt: skip
+        file.write("\n")
+    for path in outputs[1:]:
+        with sandbox.open_output(path) as file:
+            report.write(file)
+    return 0 if report.ok else 1
+
+
+def _machine() -> dict[str, object]:
+    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "date": datetime.date.today().isoformat(),
+        "command": " ".join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        "kernel": platform.release(),
+        "cpu": model[0].split(":", 1)[1].strip() if model else platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+    }
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except VpnError as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
