@@ -1,0 +1,80 @@
+"""Stands in for a condor_starter: runs hook or wrapper as its children, and answers chirp on its loopback.
+
+Usage: fake_starter.py LIBEXEC SCRATCH COMMAND ARGUMENT…  (the wrapper), or  fake_starter.py LIBEXEC SCRATCH --hook NAME
+Prints one JSON object: the wait status of its child, its output, what was chirped, and the milliseconds it took.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+COOKIE = "c00kie"
+
+
+def serve_chirp(listener: socket.socket, told: dict[str, str]) -> None:
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return
+        threading.Thread(target=_talk, args=(connection, told), daemon=True).start()
+
+
+def _talk(connection: socket.socket, told: dict[str, str]) -> None:
+    welcome = False
+    with connection, connection.makefile("rwb", buffering=0) as lines:
+        for line in lines:
+            verb, *words = line.decode().split()
+            if verb == "cookie":
+                welcome = words == [COOKIE]
+            elif welcome and verb == "set_job_attr_delayed":
+                told[words[0]] = " ".join(words[1:])
+            lines.write(b"0\n" if welcome else b"-1\n")
+
+
+def main() -> None:
+    libexec, scratch, command = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+    told: dict[str, str] = {}
+    listener = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=serve_chirp, args=(listener, told), daemon=True).start()
+    config = scratch / ".chirp.config"
+    config.write_text(f"127.0.0.1 {listener.getsockname()[1]} {COOKIE}\n")
+    environ = {
+        "PATH": os.environ["PATH"],
+        "_CONDOR_SCRATCH_DIR": str(scratch),
+        "_CONDOR_CHIRP_CONFIG": str(config),
+        "_CONDOR_JOB_AD": str(scratch / ".job.ad"),
+        "_CONDOR_WRAPPER_ERROR_FILE": str(scratch / ".job_wrapper_failure"),
+    }
+    hook = command[0] == "--hook"
+    argv = [str(libexec / command[1])] if hook else [str(libexec / "job-wrapper"), *command]
+    stdin = (scratch / ".job.ad").read_bytes() if hook else b""
+    begin = time.perf_counter()
+    child = subprocess.Popen(
+        argv, env=environ, cwd=scratch, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    (scratch / "pids").write_text(f"{os.getpid()} {child.pid}")
+    out, err = child.communicate(stdin, timeout=100)
+    took_ms = (time.perf_counter() - begin) * 1e3
+    print(
+        json.dumps(
+            {
+                "status": child.returncode,
+                "out": out.decode(),
+                "err": err.decode(),
+                "chirped": told,
+                "took_ms": took_ms,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

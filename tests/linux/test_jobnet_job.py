@@ -1,0 +1,340 @@
+"""A job in its own network: what it sees, how it ends, and what is left when something is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jobnet_pilot import HERE, Pilot, finished, until
+
+from htcondor_vpn.jobnet import service
+from htcondor_vpn.linux import ancestry
+
+pytestmark = pytest.mark.linux
+
+CLIENT = (sys.executable, str(HERE / "traffic_client.py"))
+
+
+@pytest.fixture
+def pilot(tmp_path: Path) -> Iterator[Pilot]:
+    with Pilot(tmp_path) as pilot:
+        yield pilot
+
+
+def test_job_has_a_network_of_its_own_and_no_capability(pilot: Pilot) -> None:
+    told = pilot.run_job("/bin/sh", "-c", "cat /proc/net/dev /proc/self/status; id -u; readlink /proc/self/ns/net")
+    assert told["status"] == 0, told["err"]
+    assert "eth0:" in told["out"]
+    assert "htvj" not in told["out"]
+    assert "CapPrm:\t0000000000000000\nCapEff:\t0000000000000000" in told["out"]
+    assert "CapAmb:\t0000000000000000" in told["out"]
+    uid, namespace = told["out"].split()[-2:]
+    assert uid == str(os.getuid() or 1000)
+    assert namespace != os.readlink("/proc/self/ns/net")
+
+
+def test_job_reaches_the_resolver_and_both_families(pilot: Pilot) -> None:
+    for address in ("198.18.0.1", "fd68:7463:6f6e::1"):
+        told = pilot.run_job(*CLIENT, "get", "100000", address)
+        assert told["status"] == 0, told["err"]
+
+
+def test_family_that_the_tunnel_does_not_carry_is_unreachable_at_once(tmp_path: Path) -> None:
+    with Pilot(tmp_path, families=("ipv4",)) as pilot:
+        assert pilot.run_job(*CLIENT, "get", "1000")["status"] == 0
+        told = pilot.run_job(*CLIENT, "get", "1000", "2001:db8::1")
+        assert "unreachable" in told["err"].lower() or "No route to host" in told["err"]
+        assert told["took_ms"] < 5000
+
+
+def test_family_ipv6_alone_still_reaches_the_resolver(tmp_path: Path) -> None:
+    with Pilot(tmp_path, families=("ipv6",)) as pilot:
+        assert pilot.run_job(*CLIENT, "get", "1000", "198.18.0.1")["status"] == 0
+        told = pilot.run_job(*CLIENT, "get", "1000", "192.0.2.1")
+        assert "unreachable" in told["err"].lower() or "No route to host" in told["err"]
+
+
+@pytest.mark.parametrize("code", [0, 1, 7, 75, 126, 127, 128, 255])
+def test_exit_code_is_the_jobs(pilot: Pilot, code: int) -> None:
+    assert pilot.run_job("/bin/sh", "-c", f"exit {code}")["status"] == code
+
+
+@pytest.mark.parametrize("name", ["KILL", "TERM", "SEGV", "ABRT", "HUP", "USR1", "PIPE", "RTMAX"])
+def test_death_by_signal_is_the_jobs(pilot: Pilot, name: str) -> None:
+    number = signal.Signals[f"SIG{name}"]
+    told = pilot.run_job(sys.executable, "-c", f"import os, signal; signal.signal({int(number)}, signal.SIG_DFL) "
+                         f"if {int(number)} != 9 else 0; os.kill(os.getpid(), {int(number)})")  # fmt: skip
+    assert told["status"] == -number
+
+
+@pytest.mark.parametrize("name", ["TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "TSTP", "CONT", "RTMIN"])
+def test_signals_reach_the_job(pilot: Pilot, name: str) -> None:
+    number = int(signal.Signals[f"SIG{name}"])
+    scratch = pilot.scratch()
+    ready = scratch / "ready"
+    starter = pilot.start_job(
+        sys.executable, "-c",
+        "import pathlib, signal, sys\n"
+        f"signal.pthread_sigmask(signal.SIG_BLOCK, [{number}])\n"
+        f"pathlib.Path({str(ready)!r}).touch()\n"
+        f"sys.exit(100 + signal.sigwait([{number}]))",
+        scratch=scratch,
+    )  # fmt: skip
+    assert until(ready.exists)
+    _, wrapper = (int(pid) for pid in (scratch / "pids").read_text().split())
+    os.kill(wrapper, number)
+    assert finished(starter)["status"] == 100 + number
+
+
+#: Signals 1 to 31; make(1) has its programs ignore two of the C library's own above them.
+STANDARD_SIGNALS = (1 << 31) - 1
+
+
+def test_job_starts_with_the_signals_of_the_starter(pilot: Pilot) -> None:
+    told = pilot.run_job("/bin/sh", "-c", "grep -E 'Sig(Blk|Ign)' /proc/self/status")
+    blocked, ignored = (int(word, 16) for word in told["out"].split()[1::2])
+    assert (blocked, ignored & STANDARD_SIGNALS) == (0, 0)
+
+
+def test_descriptors_do_not_leak_into_the_job(pilot: Pilot) -> None:
+    told = pilot.run_job(sys.executable, "-c", "import os; print(sorted(map(int, os.listdir('/proc/self/fd'))))")
+    assert told["out"].strip() == "[0, 1, 2, 3]"  # 3 is the folder that it lists
+
+
+@pytest.mark.parametrize(("name", "code"), [("/no/such/program", 127), ("/etc/hostname", 126)])
+def test_job_that_cannot_be_executed(pilot: Pilot, name: str, code: int) -> None:
+    scratch = pilot.scratch()
+    told = pilot.run_job(name, scratch=scratch)
+    assert told["status"] == code
+    assert name in told["err"]
+    assert name in (scratch / ".job_wrapper_failure").read_text()
+    assert until(lambda: not pilot.links())
+
+
+def test_without_a_broker_no_job_runs(pilot: Pilot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrapper = pilot.run_dir / "libexec" / "job-wrapper"
+    wrapper.write_text(wrapper.read_text().replace("START_SECONDS = 20.0", "START_SECONDS = 0.5"))
+    pilot.kill_broker()
+    scratch, ran = pilot.scratch(), tmp_path / "ran"
+    told = pilot.run_job("/bin/touch", str(ran), scratch=scratch)
+    assert told["status"] == 75
+    assert "the job has no network" in told["err"]
+    assert "the job has no network" in (scratch / ".job_wrapper_failure").read_text()
+    assert not ran.exists()
+    pilot.start_broker()
+
+
+def test_job_that_asks_for_nonsense_does_not_run(pilot: Pilot, tmp_path: Path) -> None:
+    told = pilot.run_job("/bin/touch", str(tmp_path / "ran"), ad="VpnBandwidthMbps = -1")
+    assert told["status"] == 75
+    assert "VpnBandwidthMbps is -1" in told["err"]
+    assert not (tmp_path / "ran").exists()
+    assert not pilot.links()
+
+
+def test_site_wrapper_is_chained(tmp_path: Path) -> None:
+    site = tmp_path / "site-wrapper"
+    site.write_text('#!/bin/sh\necho "site wrapper"\nexec "$@"\n')
+    site.chmod(0o755)
+    with Pilot(tmp_path, job_wrapper=str(site)) as pilot:
+        assert pilot.run_job("/bin/echo", "job")["out"] == "site wrapper\njob\n"
+
+
+def test_chirp_works_from_within_the_job(pilot: Pilot) -> None:
+    told = pilot.run_job(
+        sys.executable, "-c",
+        "import os, socket\n"
+        "host, port, cookie = open(os.environ['_CONDOR_CHIRP_CONFIG']).read().split()\n"
+        "with socket.create_connection((host, int(port)), timeout=10) as s, s.makefile('rwb') as f:\n"
+        "    f.write(f'cookie {cookie}\\nset_job_attr_delayed ChirpMine 42\\n'.encode())\n"
+        "    f.flush()\n"
+        "    assert (f.readline(), f.readline()) == (b'0\\n', b'0\\n')\n",
+    )  # fmt: skip
+    assert told["status"] == 0, told["err"]
+    assert told["chirped"]["ChirpMine"] == "42"
+
+
+def test_job_without_chirp(pilot: Pilot) -> None:
+    scratch = pilot.scratch()
+    (scratch / ".chirp.config").symlink_to("/dev/null")
+    assert pilot.run_job("/bin/true", scratch=scratch)["status"] == 0
+
+
+def test_sshd_joins_the_jobs_network_and_is_not_counted(pilot: Pilot, tmp_path: Path) -> None:
+    sshd = tmp_path / "sshd"
+    sshd.write_text("#!/bin/sh\nreadlink /proc/self/ns/net\ngrep CapEff /proc/self/status\n")
+    sshd.chmod(0o755)
+    starter = (
+        "import os, subprocess, sys\n"
+        "wrapper, sshd = sys.argv[1:]\n"
+        "job = subprocess.Popen([wrapper, '/bin/sh', '-c', 'readlink /proc/self/ns/net; read line'],\n"
+        "                       stdin=subprocess.PIPE, stdout=subprocess.PIPE)\n"
+        "print(job.stdout.readline().decode(), end='', flush=True)\n"
+        "subprocess.run([wrapper, sshd], check=True)\n"
+        "job.communicate(b'go\\n')\n"
+    )
+    wrapper = str(pilot.run_dir / "libexec" / "job-wrapper")
+    told = pilot.popen(
+        [sys.executable, "-c", starter, wrapper, str(sshd)], stdout=subprocess.PIPE, env={"PATH": os.environ["PATH"]}
+    )
+    job, session, capabilities = told.communicate(timeout=30)[0].decode().splitlines()
+    assert job == session
+    assert capabilities.endswith("0000000000000000")
+    assert pilot.log().count("ended: received") == 1
+
+
+def test_many_jobs_at_once_and_nothing_left(pilot: Pilot) -> None:
+    assert pilot.run_job("/bin/true")["status"] == 0
+    descriptors = Path(f"/proc/{pilot.broker_pid}/fd")
+    assert until(lambda: not pilot.links())
+    before = len(list(descriptors.iterdir()))
+    starters = [pilot.start_job(*CLIENT, "get", "100000") for _ in range(20)]
+    for starter in starters:
+        told = finished(starter)
+        assert told["status"] == 0, told["err"]
+        assert int(told["chirped"]["ChirpNetworkBytesIn"]) >= 100000
+    assert until(lambda: not pilot.links())
+    assert until(lambda: len(list(descriptors.iterdir())) <= before)
+    assert set(ancestry.processes_within(pilot.inner)) <= _own(pilot)
+
+
+def _own(pilot: Pilot) -> set[int]:
+    return {pilot.broker_pid, pilot._holder, pilot._peer.pid}
+
+
+def _running_job(pilot: Pilot, ad: str = "VpnBandwidthMbps = 10") -> tuple[subprocess.Popen[bytes], int, int]:
+    """A job that has a child in a session of its own. Returns the starter, and the pids of wrapper and job."""
+    scratch = pilot.scratch(ad)
+    starter = pilot.start_job(
+        "/bin/sh", "-c", "setsid sleep 1000 & echo $$ > job.tmp; mv job.tmp job; sleep 1000; true", scratch=scratch
+    )
+    assert until((scratch / "job").exists), starter.communicate(timeout=10)
+    _, wrapper = (int(pid) for pid in (scratch / "pids").read_text().split())
+    return starter, wrapper, int((scratch / "job").read_text())
+
+
+def test_nothing_is_left_when_the_wrapper_is_killed(pilot: Pilot) -> None:
+    starter, wrapper, _ = _running_job(pilot)
+    assert len(pilot.links()) == 2
+    os.kill(wrapper, signal.SIGKILL)
+    assert finished(starter)["status"] == -signal.SIGKILL
+    assert until(lambda: not pilot.links() and set(ancestry.processes_within(pilot.inner)) <= _own(pilot))
+
+
+def test_nothing_is_left_when_the_starter_is_killed(pilot: Pilot) -> None:
+    starter, _, _ = _running_job(pilot)
+    starter.kill()
+    starter.communicate(timeout=10)
+    assert until(lambda: not pilot.links() and set(ancestry.processes_within(pilot.inner)) <= _own(pilot))
+
+
+def test_job_that_is_killed_ends_as_killed(pilot: Pilot) -> None:
+    starter, _, job = _running_job(pilot)
+    os.kill(job, signal.SIGKILL)
+    # what it left in the background is HTCondor's to end; it has no network any more
+    assert until(lambda: not pilot.links())
+    for pid in set(ancestry.processes_within(pilot.inner)) - _own(pilot) - {starter.pid}:
+        os.kill(pid, signal.SIGKILL)
+    assert finished(starter)["status"] == -signal.SIGKILL
+
+
+def test_job_goes_on_while_the_broker_is_replaced(pilot: Pilot) -> None:
+    scratch = pilot.scratch("VpnBandwidthMbps = 100")
+    go = scratch / "go"
+    os.mkfifo(go)
+    client = " ".join((*CLIENT, "get 1000000"))
+    starter = pilot.start_job("/bin/sh", "-c", f"{client} && touch first && read x < go && {client}", scratch=scratch)
+    assert until((scratch / "first").exists)
+    links = pilot.links()
+    pilot.kill_broker()
+    pilot.start_broker()
+    assert until(lambda: "was taken over" in pilot.log()), pilot.log()
+    assert pilot.links() == links
+    go.write_text("go\n")
+    told = finished(starter)
+    assert told["status"] == 0, told["err"]
+    assert 2_000_000 <= int(told["chirped"]["ChirpNetworkBytesIn"]) <= 2_040_000
+    assert until(lambda: not pilot.links())
+
+
+def test_job_that_ends_while_there_is_no_broker_is_still_counted(pilot: Pilot) -> None:
+    scratch = pilot.scratch()
+    go = scratch / "go"
+    os.mkfifo(go)
+    client = " ".join((*CLIENT, "get 1000000"))
+    starter = pilot.start_job("/bin/sh", "-c", f"{client} && touch first && read x < go", scratch=scratch)
+    assert until((scratch / "first").exists)
+    pilot.kill_broker()
+    go.write_text("go\n")
+    pilot.start_broker()
+    told = finished(starter)
+    assert told["status"] == 0
+    assert int(told["chirped"]["ChirpNetworkBytesIn"]) >= 1_000_000
+
+
+def test_everything_inside_is_killed_with_the_supervisor(pilot: Pilot) -> None:
+    starter, wrapper, _ = _running_job(pilot)
+    pilot.control.close()
+    _, status = os.waitpid(pilot.broker_pid, 0)
+    pilot.broker_pid = 0
+    assert status == 0, pilot.log()
+    starter.communicate(timeout=10)
+    assert starter.returncode == -signal.SIGKILL
+    assert until(lambda: wrapper not in set(ancestry.processes_within(pilot.inner)))
+
+
+def test_links_that_nobody_claims_are_removed(pilot: Pilot, monkeypatch: pytest.MonkeyPatch) -> None:
+    starter, wrapper, _ = _running_job(pilot)
+    pilot.kill_broker()
+    os.kill(wrapper, signal.SIGKILL)
+    monkeypatch.setattr("htcondor_vpn.jobnet.service.GRACE_SECONDS", 0.5)
+    pilot.start_broker()
+    assert until(lambda: not pilot.links())
+    for pid in set(ancestry.processes_within(pilot.inner)) - _own(pilot) - {starter.pid}:
+        os.kill(pid, signal.SIGKILL)
+    finished(starter)
+
+
+def test_signal_that_the_starter_ignores_is_ignored_by_the_job(pilot: Pilot) -> None:
+    wrapper = str(pilot.run_dir / "libexec" / "job-wrapper")
+    script = f"trap '' HUP INT; exec {wrapper} /bin/sh -c 'grep SigIgn /proc/self/status'"
+    done = pilot.popen(["/bin/sh", "-c", script], stdout=subprocess.PIPE, env={"PATH": os.environ["PATH"]})
+    assert int(done.communicate(timeout=10)[0].split()[1], 16) & STANDARD_SIGNALS == 0b11
+
+
+def test_end_of_a_wrapper_is_no_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wrapper ends on the broker's last word, maybe before the broker goes on: its totals are not sent again."""
+    send = service._send
+
+    async def send_and_rest(*arguments: Any) -> None:
+        await send(*arguments)
+        await asyncio.sleep(0.2)
+
+    monkeypatch.setattr(service, "_send", send_and_rest)
+    with Pilot(tmp_path) as pilot:
+        assert pilot.run_job("/bin/true")["status"] == 0
+        assert until(lambda: " ended: " in pilot.log())
+        assert until(lambda: not pilot.links())
+        assert "was killed" not in pilot.log()
+
+
+def test_chirp_client_that_does_not_wait_for_its_answer_needs_no_end(pilot: Pilot) -> None:
+    told = pilot.run_job(
+        sys.executable, "-c",
+        "import os, socket, time\n"
+        "host, port, cookie = open(os.environ['_CONDOR_CHIRP_CONFIG']).read().split()\n"
+        "for _ in range(20):\n"
+        "    with socket.create_connection((host, int(port)), timeout=10) as s:\n"
+        "        s.sendall(f'cookie {cookie}\\nset_job_attr_delayed ChirpMine 42\\n'.encode())\n"
+        "time.sleep(0.3)\n",
+    )  # fmt: skip
+    assert told["status"] == 0, told["err"]
+    assert told["chirped"]["ChirpMine"] == "42"
+    assert "not connected" not in pilot.log()

@@ -1,0 +1,120 @@
+"""Limits and counters against what a job really moved."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from jobnet_pilot import HERE, Pilot, finished, until
+
+pytestmark = pytest.mark.linux
+
+CLIENT = (sys.executable, str(HERE / "traffic_client.py"))
+
+
+@pytest.fixture
+def pilot(tmp_path: Path) -> Iterator[Pilot]:
+    with Pilot(tmp_path, job_max_mbps="2000") as pilot:
+        yield pilot
+
+
+@pytest.mark.parametrize("verb", ["get", "put"])
+@pytest.mark.parametrize(("mbps", "flows"), [(5, 1), (50, 1), (50, 10), (500, 4)])
+def test_rate_is_what_was_asked_for(pilot: Pilot, verb: str, mbps: float, flows: int) -> None:
+    size = int(mbps * 1e6 / 8 * 2)  # two seconds
+    told = pilot.run_job(*CLIENT, verb, str(size), "198.18.0.1", str(flows), ad=f"VpnBandwidthMbps = {mbps}")
+    assert told["status"] == 0, told["err"]
+    got_mbps = size * 8 / float(told["out"]) / 1e6
+    assert got_mbps == pytest.approx(mbps, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("verb", "counter", "other"),
+    [
+        ("get", "ChirpNetworkBytesIn", "ChirpNetworkBytesOut"),
+        ("put", "ChirpNetworkBytesOut", "ChirpNetworkBytesIn"),
+    ],
+)
+@pytest.mark.parametrize("ad", ["", "VpnBandwidthMbps = 80"])
+def test_counters_are_within_two_percent_of_the_payload(
+    pilot: Pilot, verb: str, counter: str, other: str, ad: str
+) -> None:
+    size = 20_000_000
+    chirped = pilot.run_job(*CLIENT, verb, str(size), ad=ad)["chirped"]
+    assert size <= int(chirped[counter]) <= size * 1.02
+    assert int(chirped[other]) < size * 0.02
+    assert float(chirped["NetworkInputMb"]) == pytest.approx(int(chirped["ChirpNetworkBytesIn"]) / 1e6)
+    assert chirped["NetworkOutgoingExternal"] == chirped["ChirpNetworkBytesOut"]
+
+
+def test_defaults_limit_each_direction_by_its_knob(tmp_path: Path) -> None:
+    with Pilot(tmp_path, job_up_mbps="20", job_down_mbps="40 Mbit/s") as pilot:
+        for verb, mbps in (("put", 20), ("get", 40)):
+            size = int(mbps * 1e6 / 8)
+            told = pilot.run_job(*CLIENT, verb, str(size))
+            assert size * 8 / float(told["out"]) / 1e6 == pytest.approx(mbps, rel=0.06)
+
+
+def test_two_jobs_do_not_share_a_limit(pilot: Pilot) -> None:
+    size = int(40e6 / 8)
+    starters = [pilot.start_job(*CLIENT, "get", str(size), ad="VpnBandwidthMbps = 40") for _ in range(2)]
+    for starter in starters:
+        assert float(finished(starter)["out"]) == pytest.approx(1.0, rel=0.1)
+
+
+def test_update_hook_tells_the_totals_so_far(pilot: Pilot) -> None:
+    hook = str(pilot.run_dir / "libexec" / "update-job-info")
+    starter = pilot.scratch() / "starter.py"
+    source = (HERE / "fake_starter.py").read_text()
+    starter.write_text(
+        source.replace(
+            "    out, err = child.communicate(stdin, timeout=100)\n",
+            "    import select\n"
+            "    select.select([child.stdout], [], [], 30)\n"
+            f"    subprocess.run([{hook!r}], input=b'', check=True, timeout=30)\n"
+            "    so_far = dict(told)\n"
+            "    out, err = child.communicate(b'go\\n', timeout=100)\n"
+            "    told.update({f'SoFar{name}': value for name, value in so_far.items()})\n",
+        )
+    )
+    client = " ".join((*CLIENT, "get 1000000"))
+    told = json.loads(
+        pilot.popen(
+            [sys.executable, str(starter), str(pilot.run_dir / "libexec"), str(pilot.scratch()),
+             "/bin/sh", "-c", f"{client}; read x; {client}"],
+            stdout=-1,
+        ).communicate(timeout=60)[0]
+    )  # fmt: skip
+    assert 1_000_000 <= int(told["chirped"]["SoFarChirpNetworkBytesIn"]) <= 1_020_000
+    assert 2_000_000 <= int(told["chirped"]["ChirpNetworkBytesIn"]) <= 2_040_000
+
+
+def test_limits_as_tc_shows_them(pilot: Pilot) -> None:
+    starter = pilot.start_job("/bin/sleep", "1000", ad="VpnBandwidthMbps = 12.5")
+    assert until(lambda: len(pilot.links()) == 2)
+    for link in sorted(pilot.links()):
+        assert "rate 12500Kbit ceil 12500Kbit" in pilot.output("/usr/sbin/tc", "class", "show", "dev", link)
+    starter.kill()
+    starter.communicate()
+
+
+@pytest.mark.parametrize("address", ["198.18.0.1", "fd68:7463:6f6e::1"])
+def test_what_a_job_sends_last_still_arrives(pilot: Pilot, address: str) -> None:
+    """The job ends with its connection's buffer full; the limit makes the rest take a while."""
+    code = (
+        "import socket\n"
+        f"connection = socket.create_connection(({address!r}, 7000))\n"
+        "connection.sendall(b'put 100000000\\n')\n"
+        "connection.setblocking(False)\n"
+        "sent = 0\n"
+        "try:\n"
+        "    while True: sent += connection.send(bytes(1 << 16))\n"
+        "except BlockingIOError: print(sent)\n"
+    )
+    told = pilot.run_job(sys.executable, "-c", code, ad="VpnBandwidthMbps = 5")
+    assert told["status"] == 0, told["err"]
+    assert int(told["out"]) > 100_000
+    assert int(told["chirped"]["ChirpNetworkBytesOut"]) > int(told["out"])

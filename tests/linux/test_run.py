@@ -1,0 +1,243 @@
+"""`htcondor-vpn run` on the simulated node: what COMMAND gets, what comes back, and what is left."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from htcondor_vpn.testbed import plan
+from htcondor_vpn.testbed.gateway import SiteGateway
+from htcondor_vpn.testbed.host import outer_id
+from htcondor_vpn.testbed.logs import wait_for_log
+from htcondor_vpn.testbed.services import HTTP_PORT, url
+from htcondor_vpn.testbed.services.oddities import REFUSED_PORT
+
+
+@pytest.fixture(scope="module")
+def gateway(site, tmp_path_factory):
+    with SiteGateway(site.dmz, tmp_path_factory.mktemp("gateway")) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def run(site, gateway):
+    """Runs a command in the tunnel on the node, and returns what it left: code (negative: signal) and output."""
+
+    def run(*command, options=(), **more):
+        return site.node.run(gateway.run_argv(command, *options), **more)
+
+    return run
+
+
+def python(code):
+    return sys.executable, "-c", code
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 64, 77, 126, 127, 128, 255])
+def test_the_exit_code_is_the_commands(run, code):
+    assert run("sh", "-c", f"exit {code}").returncode == code
+
+
+@pytest.mark.parametrize("name", ["TERM", "KILL", "SEGV", "USR1"])
+def test_a_death_by_signal_is_the_commands(run, name):
+    assert run("sh", "-c", f"kill -{name} $$").returncode == -signal.Signals[f"SIG{name}"]
+
+
+def test_signals_reach_the_command(site, gateway, tmp_path):
+    log = tmp_path / "log"
+    log.touch()
+    script = 'trap "echo got usr1" USR1; trap "echo got term; exit 9" TERM; echo ready; while :; do read line; done'
+    argv = gateway.run_argv(["bash", "-c", script])
+    process = site.node.start(argv, log=log, stdin=subprocess.PIPE)
+    wait_for_log(log, b"^ready$", process)
+    process.send_signal(signal.SIGUSR1)
+    wait_for_log(log, b"^got usr1$", process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 9
+    process.stdin.close()
+
+
+def test_the_command_is_the_same_user_without_a_capability(run):
+    said = run("sh", "-c", "id -u; grep -E '^Cap(Inh|Prm|Eff|Amb)|^NoNewPrivs' /proc/self/status").stdout.split()
+    assert said[0] == str(outer_id("uid"))
+    assert said[1:] == "CapInh: 0 CapPrm: 0 CapEff: 0 CapAmb: 0 NoNewPrivs: 1".replace(" 0", " " + 16 * "0").split()
+
+
+def test_nothing_but_the_loopback_is_inside(run):
+    lines = run("cat", "/proc/net/dev").stdout.splitlines()
+    assert [line.split(":")[0].strip() for line in lines[2:]] == ["lo"]
+
+
+def test_input_output_arguments_folder_and_environment_are_passed_on(run, tmp_path):
+    done = run(
+        "sh", "-c", 'cat; pwd; echo "$0" "$1" "$MINE"; echo oops >&2', "a b", "$HOME",
+        stdin="typed\n", cwd=tmp_path, env={"MINE": "x y"},
+    )  # fmt: skip
+    assert done.stdout == f"typed\n{tmp_path}\na b $HOME x y\n"
+    assert done.stderr == "oops\n"
+
+
+def test_state_json_inside(run):
+    state = json.loads(run("sh", "-c", 'cat "$HTCONDOR_VPN_RUN_DIR/state.json"').stdout)
+    assert state["state"] == "up"
+    assert state["gateway"] == f"{plan.DMZ_INSIDE.v4}:8443"
+    assert state["families"] == ["ipv4", "ipv6"]
+    assert state["latency_ms"] > 0
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_name_that_the_node_cannot_resolve(site, services, run, family):
+    where = url("/bytes/1000000")
+    outside = site.node.run(["curl", "-sS", f"-{family}", "-m", "3", where])
+    assert outside.returncode != 0
+    inside = run("curl", "-sS", f"-{family}", "-o", "/dev/null", "-w", "%{size_download} %{remote_ip}", where)
+    address = plan.WORLD["http"].v4 if family == 4 else plan.WORLD["http"].v6
+    assert inside.stdout == f"1000000 {address}", inside.stderr
+
+
+def test_hundreds_of_names_at_once(services, run):
+    """As when many jobs start together. A question that got lost would be asked again after five seconds."""
+    code = (
+        "import socket, threading, time\n"
+        "found, begin = [], time.monotonic()\n"
+        "def look_up(n): found.append(socket.getaddrinfo(f'n{n}.any.site.example', 80))\n"
+        "threads = [threading.Thread(target=look_up, args=(n,)) for n in range(300)]\n"
+        "for thread in threads: thread.start()\n"
+        "for thread in threads: thread.join()\n"
+        "print(len(found), time.monotonic() - begin < 4.5)\n"
+    )
+    assert run(*python(code)).stdout == "300 True\n"
+
+
+def test_a_port_that_refuses_is_reported(services, run):
+    code = f"import socket; s=socket.create_connection(('203.0.113.20', {REFUSED_PORT}), 5); print(s.recv(1))"
+    assert "ConnectionResetError" in run(*python(code)).stderr
+
+
+@pytest.mark.parametrize("target", ["127.0.0.1", "169.254.169.254", str(plan.DMZ_INSIDE.v4), str(plan.NODE.v4)])
+def test_neither_the_gateway_nor_its_surroundings_can_be_reached(run, target):
+    done = run("curl", "-sS", "-m", "5", f"http://{target}:8443/")
+    assert done.returncode != 0
+    assert done.stdout == ""
+
+
+@pytest.fixture
+def gateway_without_udp(site, tmp_path, monkeypatch):
+    """A gateway of before there was UDP."""
+    program = (
+        "import sys\n"
+        "from htcondor_vpn.cli.main import main\n"
+        "from htcondor_vpn.gateway.exchange import Exchange\n"
+        "real = Exchange.answer_json\n"
+        "async def older(self, status, value): value.pop('udp', None); await real(self, status, value)\n"
+        "Exchange.answer_json = older\n"
+        "sys.exit(main())"
+    )
+    monkeypatch.setattr("htcondor_vpn.testbed.gateway.PORT", 8444)
+    with SiteGateway(site.dmz, tmp_path) as gateway:
+        gateway.stop()
+        with monkeypatch.context() as patch:
+            patch.setattr("htcondor_vpn.testbed.gateway.vpn_command", lambda *words: [*python(program), *words])
+            gateway.start()
+        yield gateway
+
+
+def test_datagrams_are_refused_at_once_where_the_gateway_has_no_udp(site, gateway_without_udp):
+    code = (
+        "import socket; s=socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(5)\n"
+        "s.connect(('203.0.113.53', 53)); s.send(b'x')\n"
+        "try: s.recv(1)\n"
+        "except OSError as error: print(type(error).__name__, error.errno)"
+    )
+    import errno
+
+    done = site.node.run(gateway_without_udp.run_argv(python(code)))
+    assert done.stdout.split()[-1] in (str(errno.EHOSTUNREACH), str(errno.EACCES))
+
+
+def test_the_hosts_own_listeners_are_out_of_reach(site, run):
+    """An abstract UNIX socket belongs to a network namespace, and a service on the node's loopback too."""
+    server = site.node.start(
+        python(
+            "import socket,time\ns=socket.create_server(('127.0.0.1', 7777))\nprint('ready', flush=True)\ns.accept()"
+        ),
+        stdout=subprocess.PIPE,
+    )
+    assert server.stdout.readline() == b"ready\n"
+    done = run(*python("import socket; socket.create_connection(('127.0.0.1', 7777), 5)"))
+    assert "ConnectionRefusedError" in done.stderr
+    server.kill()
+    server.wait()
+    server.stdout.close()
+
+
+def test_what_the_command_sends_last_still_arrives(site, services, run):
+    """COMMAND ends with its connection's buffers full, on a link that takes a second for them."""
+    code = (
+        "import socket\n"
+        f"connection = socket.create_connection(('http.{plan.ZONE}', {HTTP_PORT}))\n"
+        "connection.sendall(b'PUT /upload HTTP/1.0\\r\\nHost: last\\r\\nContent-Length: 1000000\\r\\n\\r\\n')\n"
+        "connection.sendall(bytes(1000000))\n"
+    )
+    site.link.shape(10)
+    try:
+        assert run(*python(code)).returncode == 0
+        services.http_ledger.wait_for(lambda entry: entry["host"] == "last" and entry["bytes_in"] == 1_000_000)
+    finally:
+        site.link.shape()
+
+
+@pytest.mark.parametrize("folder", ["/run/nscd", "/run/systemd/resolve", "/run/avahi-daemon"])
+def test_the_hosts_name_services_are_hidden(site, run, folder):
+    site.node.run(["mkdir", "-p", folder], as_root=True, check=True)
+    site.node.run(["touch", f"{folder}/socket"], as_root=True, check=True)
+    assert run("ls", folder).stdout == ""
+    assert site.node.run(["ls", folder]).stdout == "socket\n"
+
+
+def test_what_the_command_leaves_behind_is_ended(site, run, tmp_path):
+    before = set(site.processes())
+    assert run("sh", "-c", "setsid sleep 1000 & exit 3").returncode == 3
+    assert set(site.processes()) == before
+
+
+def test_orphans_do_not_pile_up_as_zombies(run):
+    """As each job's last hook would, whose starter ends before it."""
+    code = (
+        "import os, subprocess, time\n"
+        "for _ in range(3): subprocess.run(['sh', '-c', 'sleep 0.1 &'])\n"
+        "def orphans(): return open(f'/proc/{os.getppid()}/task/{os.getppid()}/children').read().split()\n"
+        "deadline = time.monotonic() + 10\n"
+        "print(len(orphans()))\n"
+        "while len(orphans()) > 3 and time.monotonic() < deadline: time.sleep(0.05)\n"
+        "print(len(orphans()))\n"  # engine, broker, and this process
+    )
+    assert run(*python(code)).stdout == "6\n3\n"
+
+
+def test_a_run_that_is_killed_leaves_nothing(site, gateway, tmp_path):
+    before = set(site.processes())
+    log = tmp_path / "log"
+    log.touch()
+    script = "setsid sleep 1000 & echo ready $HTCONDOR_VPN_RUN_DIR; sleep 1000"
+    process = site.node.start(gateway.run_argv(["sh", "-c", script]), log=log)
+    folder = Path(os.fsdecode(wait_for_log(log, rb"^ready (.*)$", process)[1]))
+    pidfds = [os.pidfd_open(pid) for pid in set(site.processes()) - before - {process.pid}]
+    assert len(pidfds) >= 4
+    process.kill()
+    process.wait()
+    for pidfd in pidfds:
+        _wait_for_end(pidfd)
+    assert set(site.processes()) == before
+    assert not folder.exists()
+
+
+def _wait_for_end(pidfd, timeout_seconds=10):
+    import select
+
+    assert select.select([pidfd], [], [], timeout_seconds)[0], "a process did not end"
+    os.close(pidfd)

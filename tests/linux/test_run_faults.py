@@ -1,0 +1,341 @@
+"""What `htcondor-vpn run` does when parts of it die, and when the tunnel goes: it stays closed, and comes back."""
+
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from htcondor_vpn.testbed import plan
+from htcondor_vpn.testbed.gateway import SiteGateway
+from htcondor_vpn.testbed.logs import wait_for_log
+from htcondor_vpn.testbed.services import HTTP_PORT, url
+
+
+@pytest.fixture
+def gateway(site, tmp_path):
+    with SiteGateway(site.dmz, tmp_path) as gateway:
+        yield gateway
+
+
+class Pilot:
+    """A running `htcondor-vpn run` whose COMMAND executes the lines that it is told, in a shell."""
+
+    def __init__(self, site, gateway, folder):
+        self.run_dir, self.log = folder / "run", folder / "pilot.log"
+        self.log.touch()
+        knobs = ["--set", "HTCONDOR_VPN_PROBE_INTERVAL=0.3", "--set", "HTCONDOR_VPN_PROBE_TIMEOUT=1"]
+        argv = gateway.run_argv(["sh", "-s"], "--run-dir", str(self.run_dir), *knobs)
+        self.process = site.node.start(argv, log=self.log, stdin=subprocess.PIPE)
+        self.count = 0
+        assert self.ask("echo hello") == "hello"
+
+    def ask(self, line):
+        """Has COMMAND execute a line of shell, and returns what it printed."""
+        self.count += 1
+        self.process.stdin.write(f"echo; echo begin{self.count}; {line}\necho; echo end{self.count}\n".encode())
+        self.process.stdin.flush()
+        pattern = rf"^begin{self.count}\n((?:.|\n)*?)^end{self.count}$".encode()
+        return wait_for_log(self.log, pattern, self.process, timeout_seconds=30)[1].decode().strip()
+
+    def state(self):
+        return json.loads((self.run_dir / "state.json").read_text())
+
+    def wait_for(self, state, timeout_seconds=15):
+        """Waits until the log says that the tunnel is in `state`, which it was not before."""
+        deadline = time.monotonic() + timeout_seconds
+        while self.state()["state"] != state:
+            assert time.monotonic() < deadline, (self.run_dir / "run.log").read_text()
+            select.select([], [], [], 0.02)
+
+    def child(self, which, timeout_seconds=10):
+        """The process id of the engine or the broker, as soon as there is one."""
+        inner = os.stat(f"/proc/{self.command()}/ns/net").st_ino
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            pids = [int(word) for word in self._children().split()]
+            found = {_network_of(pid) == inner: pid for pid in pids if pid != self.command()}
+            if (pid := found.get(which == "broker")) is not None:
+                return pid
+            assert time.monotonic() < deadline
+            select.select([], [], [], 0.02)
+
+    def _children(self):
+        return Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+
+    def command(self):
+        return int(self.ask("echo $$"))
+
+    def end(self):
+        self.process.stdin.close()
+        assert self.process.wait(20) == 0
+
+    def kill(self):
+        self.process.stdin.close()
+        self.process.kill()
+        self.process.wait()
+
+
+def _network_of(pid):
+    try:
+        return os.stat(f"/proc/{pid}/ns/net").st_ino
+    except FileNotFoundError:
+        return None  # it has just ended
+
+
+@pytest.fixture
+def pilot(site, gateway, tmp_path):
+    pilot = Pilot(site, gateway, tmp_path)
+    yield pilot
+    pilot.kill()
+
+
+def fetch():
+    return f"curl -s -m 10 -o /dev/null -w '%{{size_download}}' {url('/bytes/1000')}"
+
+
+def test_a_gateway_that_goes_and_comes_back(services, gateway, pilot):
+    assert pilot.ask(fetch()) == "1000"
+    gateway.stop()
+    pilot.wait_for("down")
+    assert pilot.state()["latency_ms"] is None
+    begin = time.monotonic()
+    code = "import socket; socket.create_connection(('203.0.113.20', 80), 5).recv(1)"
+    assert "ConnectionResetError" in pilot.ask(f'{sys.executable} -c "{code}" 2>&1')
+    assert time.monotonic() - begin < 5
+    gateway.start()
+    pilot.wait_for("up")
+    assert pilot.ask(fetch()) == "1000"
+    pilot.end()
+
+
+def test_a_link_that_falls_silent(site, services, pilot):
+    site.link.blackhole()
+    try:
+        pilot.wait_for("down")
+    finally:
+        site.link.up()
+    pilot.wait_for("up")
+    assert pilot.ask(fetch()) == "1000"
+    pilot.end()
+
+
+@pytest.mark.parametrize("which", ["engine", "broker"])
+def test_a_part_that_is_killed_is_started_again(services, pilot, which):
+    for _ in range(3):
+        victim = pilot.child(which)
+        pidfd = os.pidfd_open(victim)
+        os.kill(victim, signal.SIGKILL)
+        assert select.select([pidfd], [], [], 5)[0]
+        os.close(pidfd)
+        if which == "engine":
+            pilot.wait_for("up")
+        deadline = time.monotonic() + 10
+        while pilot.ask(fetch()) != "1000":
+            assert time.monotonic() < deadline
+    pilot.end()
+
+
+def test_parts_outlive_the_signals_that_a_batch_system_sends_to_everyone(pilot):
+    parts = {which: pilot.child(which) for which in ("engine", "broker")}
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        for pid in parts.values():
+            os.kill(pid, number)
+    pilot.end()
+    assert "died" not in (pilot.run_dir / "run.log").read_text()
+
+
+def test_an_engine_that_is_stopped_is_told_and_comes_back(services, pilot):
+    engine = pilot.child("engine")
+    os.kill(engine, signal.SIGSTOP)
+    pilot.wait_for("down")
+    assert "is it stopped?" in pilot.state()["reason"]
+    os.kill(engine, signal.SIGCONT)
+    pilot.wait_for("up")
+    assert pilot.ask(fetch()) == "1000"
+    pilot.end()
+
+
+@pytest.mark.parametrize("others", [(), ("broker",), ("engine",)])
+def test_a_killed_run_leaves_nothing_though_a_part_is_killed_too(site, gateway, tmp_path, others):
+    before = set(site.processes())
+    pilot = Pilot(site, gateway, tmp_path)
+    pilot.ask("setsid sleep 1000 & true")
+    victims = [pilot.child(which) for which in others]
+    for victim in (*victims, pilot.process.pid):
+        os.kill(victim, signal.SIGKILL)
+    pilot.kill()
+    _wait_until(lambda: set(site.processes()) == before)
+    assert sorted(path.name for path in pilot.run_dir.iterdir()) == ["run.log", "state.json"]
+
+
+def test_a_broker_that_is_killed_while_it_clears_up_is_replaced(site, gateway, tmp_path):
+    before = set(site.processes())
+    pilot = Pilot(site, gateway, tmp_path)
+    pilot.ask("setsid sleep 1000 & true")
+    broker = pilot.child("broker")
+    os.kill(broker, signal.SIGSTOP)
+    pilot.process.stdin.close()
+    pilot.wait_for("stopping")
+    os.kill(broker, signal.SIGKILL)
+    assert pilot.process.wait(10) == 0
+    assert set(site.processes()) == before
+
+
+def test_a_run_that_is_killed_while_it_connects_leaves_nothing(site, gateway, tmp_path):
+    before = set(site.processes())
+    log, temporary = tmp_path / "log", Path(tempfile.mkdtemp())  # a short path, or /tmp would be taken instead
+    log.touch()
+    argv = gateway.run_argv(["true"], "--gateway", f"{plan.DMZ_INSIDE.v4}:9", "-v")
+    process = site.node.start(argv, log=log, env={"TMPDIR": str(temporary)})
+    wait_for_log(log, b"is connecting", process)
+    process.kill()
+    process.wait()
+    _wait_until(lambda: set(site.processes()) == before)
+    temporary.rmdir()
+
+
+def _wait_until(done, timeout_seconds=10):
+    deadline = time.monotonic() + timeout_seconds
+    while not done():
+        assert time.monotonic() < deadline
+        select.select([], [], [], 0.02)
+
+
+def test_a_gateway_with_another_key_gets_nothing(services, gateway, pilot):
+    gateway.stop()
+    pilot.wait_for("down")
+    credentials = {path: path.read_bytes() for path in gateway.state_folder.glob("gateway.*")}
+    for path in credentials:
+        path.unlink()
+    start_bytes = len(gateway.log.read_bytes())
+    gateway.start()
+    _wait_until(lambda: "another key" in pilot.state()["reason"])
+    assert pilot.state()["state"] == "down"
+    assert pilot.ask(fetch()) == "0"
+    gateway.stop()
+    assert b"pilot=" not in gateway.log.read_bytes()[start_bytes:]
+    for path, content in credentials.items():
+        path.write_bytes(content)
+        path.chmod(0o600)
+    gateway.start()
+    pilot.wait_for("up")
+    assert pilot.ask(fetch()) == "1000"
+    pilot.end()
+
+
+def test_a_token_that_is_revoked_cuts_its_flows_and_may_come_back(services, gateway, pilot, tmp_path):
+    code = (
+        "import socket; s = socket.create_connection(('203.0.113.20', 7)); s.send(b'x'); print('flowing', flush=True)\n"
+        "try: s.recv(1)\n"
+        "except ConnectionResetError: print('reset')\n"
+    )
+    (tmp_path / "flow.py").write_text(code)
+    pilot.process.stdin.write(f"{sys.executable} {tmp_path / 'flow.py'}\n".encode())
+    pilot.process.stdin.flush()
+    wait_for_log(pilot.log, b"^flowing$", pilot.process)
+    token = gateway.token_file.read_text()
+    shutil.copytree(gateway.state_folder, tmp_path / "kept")
+    gateway.token("revoke", "pilot")
+    wait_for_log(pilot.log, b"^reset$", pilot.process, timeout_seconds=5)
+    pilot.wait_for("down")
+    assert "refuses our token" in pilot.state()["reason"]
+    assert token.strip() not in (pilot.run_dir / "run.log").read_text()
+    gateway.stop()
+    shutil.copytree(tmp_path / "kept", gateway.state_folder, dirs_exist_ok=True)
+    gateway.start()
+    pilot.wait_for("up")
+    assert pilot.ask(fetch()) == "1000"
+    pilot.end()
+
+
+def test_a_flow_that_is_being_opened_when_the_engine_dies_is_reset(pilot, tmp_path):
+    """To an address where nobody answers. An orderly end would be an empty answer to who waits for one."""
+    code = (
+        "import socket; s = socket.create_connection(('203.0.113.99', 7), 5); print('opened', flush=True)\n"
+        "try: print('ended', s.recv(1))\n"
+        "except ConnectionResetError: print('reset')\n"
+    )
+    (tmp_path / "flow.py").write_text(code)
+    engine = pilot.child("engine")
+    descriptors = Path(f"/proc/{engine}/fd")
+    before = len(list(descriptors.iterdir()))
+    pilot.process.stdin.write(f"{sys.executable} {tmp_path / 'flow.py'}\n".encode())
+    pilot.process.stdin.flush()
+    wait_for_log(pilot.log, b"^opened$", pilot.process)
+    _wait_until(lambda: len(list(descriptors.iterdir())) > before)
+    os.kill(engine, signal.SIGKILL)
+    wait_for_log(pilot.log, b"^reset$", pilot.process)
+
+
+def test_a_flow_that_the_engine_drops_by_its_death_is_a_reset(services, pilot, tmp_path):
+    """An application must never take half of a file for the whole."""
+    code = (
+        "import socket\n"
+        f"s = socket.create_connection(('http.{plan.ZONE}', {HTTP_PORT}), 5)\n"
+        "s.sendall(b'GET /bytes/1000000000 HTTP/1.0\\r\\n\\r\\n')\n"
+        "n = len(s.recv(100000))\n"
+        "print('flowing', flush=True)\n"
+        "try:\n"
+        "    while got := len(s.recv(10000)): n += got\n"
+        "    print('ended')\n"
+        "except ConnectionResetError: print('reset')\n"
+    )
+    script = tmp_path / "flow.py"
+    script.write_text(code)
+    engine = pilot.child("engine")
+    pilot.process.stdin.write(f"{sys.executable} {script}\n".encode())
+    pilot.process.stdin.flush()
+    wait_for_log(pilot.log, b"^flowing$", pilot.process)
+    os.kill(engine, signal.SIGKILL)
+    wait_for_log(pilot.log, b"^reset$", pilot.process)
+
+
+@pytest.fixture
+def leaky_site(site):
+    """The site, with a node that could leak by its routing table."""
+    for action in ("add", "delete"):
+        for gateway in plan.DMZ_INSIDE:
+            route = ["ip", f"-{gateway.version}", "route", action, "default", "via", str(gateway)]
+            site.node.run(route, as_root=True, check=True)
+        if action == "add":
+            yield site
+
+
+def test_nothing_leaves_but_to_the_gateway(leaky_site, tmp_path):
+    """On a node that could leak by its routing table: TCP, UDP, ICMP and DNS, with the tunnel up and with it lost."""
+    from htcondor_vpn.testbed.capture import Capture
+
+    site = leaky_site
+    with SiteGateway(site.dmz, tmp_path) as gateway:
+        gateway_end = [(plan.DMZ_INSIDE.v4, 8443), (plan.DMZ_INSIDE.v6, 8443)]
+        with Capture(site, allowed=gateway_end) as capture:
+            pilot = Pilot(site, gateway, tmp_path)
+            attempt = (
+                "curl -s -m 2 http://203.0.113.20:9/; curl -s -m 2 'http://[2001:db8:1::20]:9/'; "
+                "ping -c 1 -W 1 203.0.113.20; getent ahosts cm.site.example; "
+                "echo x > /dev/udp/203.0.113.53/53; echo x > /dev/udp/203.0.113.20/7; "
+                "echo x > /dev/udp/2001:db8:1::20/7"
+            )
+            pilot.ask(f'bash -c "{attempt}" 2>&1; true')
+            gateway.stop()
+            pilot.wait_for("down")
+            pilot.ask(f'bash -c "{attempt}" 2>&1; true')
+            os.kill(pilot.child("engine"), signal.SIGKILL)
+            pilot.ask(f'bash -c "{attempt}" 2>&1; true')
+            pilot.kill()
+        assert [str(packet) for packet in capture.foreign] == []
+        assert capture.total > 0
+
+
+def test_state_is_gone_with_a_temporary_run_folder(site, gateway):
+    said = site.node.run(gateway.run_argv(["sh", "-c", "echo $HTCONDOR_VPN_RUN_DIR"])).stdout.strip()
+    assert said
+    assert not Path(said).exists()

@@ -1,0 +1,31 @@
+"""Real pools on the simulated site, with each version of HTCondor that the project is tested with."""
+
+import pytest
+
+from htcondor_vpn.testbed import condor_prefix, plan
+from htcondor_vpn.testbed.condor_folder import Master
+from htcondor_vpn.testbed.pool import CentralManager
+
+
+@pytest.fixture(scope="module", params=condor_prefix.SUITES)
+def suite(request):
+    """The Debian suite whose HTCondor is used: 23.9 of trixie and 25.x of sid. Parametrize it to have one of them."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def pool(site, suite, tmp_path_factory):
+    """A central manager and access point in the world, without any pilot yet."""
+    address = str(plan.WORLD["cm"].v4)
+    folder = tmp_path_factory.mktemp(f"pool-{suite}")
+    with CentralManager(site.world, condor_prefix.prefix(suite), folder, address) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def plain_pilot(site, pool, tmp_path_factory):
+    """A pilot in the DMZ, which reaches the pool without any tunnel."""
+    config = pool.pilot(tmp_path_factory.mktemp("plain"), name="plain")
+    with Master(site.dmz, config):
+        pool.wait_for_startd("plain")
+        yield config

@@ -1,0 +1,132 @@
+"""What condor_config.d/ and the advertiser do with real daemons, in both versions."""
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from htcondor_vpn.publish import advertiser
+from htcondor_vpn.publish.state import State
+from htcondor_vpn.testbed import condor_prefix
+from htcondor_vpn.testbed.condor_folder import SHIPPED_CONFIG, Master, wait_until
+from htcondor_vpn.testbed.pool import EXECUTING
+
+pytestmark = pytest.mark.pool
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+EXECUTION_POINT = "50-htcondor-vpn.conf"
+ACCESS_POINT = "50-htcondor-vpn-access-point.conf"
+
+
+@pytest.fixture
+def config_val(suite, tmp_path):
+    """Asks condor_config_val for one value of a configuration text; None if it is not defined."""
+
+    def value(text, name, **environ):
+        (tmp_path / "condor_config").write_text(f"LOCAL_DIR = {tmp_path}\n{text}")
+        done = subprocess.run(
+            [condor_prefix.prefix(suite) / "usr/bin/condor_config_val", name],
+            env={"CONDOR_CONFIG": str(tmp_path / "condor_config"), "HOME": "/home/x", **environ},
+            capture_output=True, text=True, timeout=30, check=False,
+        )  # fmt: skip
+        assert "Error" not in done.stderr, done.stderr
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    return value
+
+
+def test_our_reader_of_settings_agrees_with_htcondor(config_val):
+    text = (DATA / "htcondor_syntax.conf").read_text()
+    for name, expected in json.loads((DATA / "htcondor_syntax.json").read_text()).items():
+        assert (config_val(text, name) or "") == expected, name
+
+
+def test_the_execution_side_in_a_pilot(config_val):
+    text = 'START = Owner == "x"\nSTARTD_CRON_JOBLIST = OTHER\n' + (SHIPPED_CONFIG / EXECUTION_POINT).read_text()
+    run_dir = {"HTCONDOR_VPN_RUN_DIR": "/run/htcondor-vpn-5"}
+    wanted = {
+        "USER_JOB_WRAPPER": "/run/htcondor-vpn-5/libexec/job-wrapper",
+        "STARTER_JOB_HOOK_KEYWORD": "HTCONDOR_VPN",
+        "HTCONDOR_VPN_HOOK_PREPARE_JOB_BEFORE_TRANSFER": "/run/htcondor-vpn-5/libexec/prepare-job",
+        "HTCONDOR_VPN_HOOK_UPDATE_JOB_INFO": "/run/htcondor-vpn-5/libexec/update-job-info",
+        "HTCONDOR_VPN_HOOK_JOB_EXIT": None,
+        "STARTD_CRON_JOBLIST": "OTHER HTCONDOR_VPN",
+        "STARTD_CRON_HTCONDOR_VPN_EXECUTABLE": "/run/htcondor-vpn-5/libexec/advertise",
+        "START": '(Owner == "x") && (MY.VpnState =?= "up")',
+    }
+    assert {name: config_val(text, name, **run_dir) for name in wanted} == wanted
+
+
+@pytest.mark.parametrize("environ", [{}, {"HTCONDOR_VPN_RUN_DIR": ""}])
+def test_without_a_run_folder_no_job_starts(config_val, environ):
+    text = "START = true\n" + (SHIPPED_CONFIG / EXECUTION_POINT).read_text()
+    wanted = {"START": "False", "USER_JOB_WRAPPER": None, "STARTER_JOB_HOOK_KEYWORD": None, "STARTD_ATTRS": "VpnState"}
+    assert {name: config_val(text, name, **environ) for name in wanted} == wanted
+
+
+def test_the_access_point_keeps_the_older_names(config_val):
+    prefixes = config_val((SHIPPED_CONFIG / ACCESS_POINT).read_text(), "CHIRP_DELAYED_UPDATE_PREFIX")
+    assert prefixes.replace(",", " ").split() == [
+        "Chirp*", "NetworkInputMb", "NetworkOutputMb", "NetworkIncomingInternal", "NetworkIncomingExternal",
+        "NetworkOutgoingInternal", "NetworkOutgoingExternal",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """A run folder as HTCondor sees it; its state is what the test writes into it."""
+    folder = tmp_path / "vpn"
+    (folder / "libexec").mkdir(parents=True)
+    programs = {
+        "advertise": "#!/usr/bin/python3 -IS\n" + Path(advertiser.__file__).read_text(),
+        "job-wrapper": '#!/bin/sh\nexec "$@"\n',
+        "prepare-job": "#!/bin/sh\ncat > /dev/null\n",
+        "update-job-info": "#!/bin/sh\ncat > /dev/null\n",
+    }
+    for name, text in programs.items():
+        (folder / "libexec" / name).write_text(text)
+        (folder / "libexec" / name).chmod(0o755)
+    return folder
+
+
+def test_every_slot_says_at_once_how_the_tunnel_is(pool, site, run_dir, tmp_path):
+    def say(word, **values):
+        since = values.pop("since", time.time())
+        State(state=word, since=since, engine="stream", gateway="gw.example.org:8443", **values).write(run_dir)
+
+    def told(word, count):
+        """The slots' ads once there are `count` and all say `word`."""
+
+        def ads():
+            found = pool.slots('regexp("@advertising@", Name)')
+            return found if len(found) == count and all(ad.get("VpnState") == word for ad in found) else None
+
+        return wait_until(f"{count} slots that say {word}", 10, ads)
+
+    config = pool.pilot(tmp_path / "pilot", name="advertising")
+    config.add_shipped(EXECUTION_POINT)
+    say("connecting", latency_ms=5.0)
+    with Master(site.dmz, config, launcher=["/usr/bin/env", f"HTCONDOR_VPN_RUN_DIR={run_dir}"]):
+        pool.wait_for_startd("advertising")
+        told("connecting", 1)
+        assert pool.slots('regexp("@advertising@", Name) && VpnLatencyMs is undefined')
+        cluster = pool.submit({"executable": "/bin/sleep", "arguments": "60"})
+        say("up", latency_ms=1.5, up_mbps=940.0, down_mbps=941.0, bytes_in=2**40, bytes_out=7)
+        (slot,) = told("up", 1)
+        numbers = [slot[name] for name in ("VpnLatencyMs", "VpnUpMbps", "VpnDownMbps", "VpnBytesIn", "VpnBytesOut")]
+        assert numbers == [1.5, 940.0, 941.0, 2**40, 7]
+        assert (slot["VpnGateway"], slot["VpnEngine"]) == ("gw.example.org:8443", "stream")
+        pool.wait_for_event(cluster, EXECUTING)
+        say("up", since=5)
+        told("up", 2)
+        say("up", since=5, up_mbps=10.0)  # the state is the same, but there is a number now
+        wait_until(
+            "the bandwidth", 10, lambda: pool.slots('regexp("@advertising@", Name) && VpnUpMbps == 10.0') or None
+        )
+        say("down")
+        told("down", 2)
+        (run_dir / "state.json").unlink()
+        told("stopped", 2)
+        pool.remove(cluster)

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from htcondor_vpn.linux import links, shaping
+from htcondor_vpn.linux.netlink import attribute, attributes
+
+
+@given(st.floats(shaping.LOWEST_BPS, shaping.HIGHEST_BPS))
+def test_burst_and_queue_fit_the_rate(rate_bps: float) -> None:
+    limit = shaping.limit_for(rate_bps)
+    assert limit.rate_bps == int(rate_bps)
+    assert limit.burst_bytes >= 3_000
+    assert limit.burst_bytes * 8 / rate_bps <= 3.1  # seconds, at the lowest rate
+    assert 4 * 65_536 <= limit.queue_bytes <= 64 << 20
+    assert len(shaping.limit_sending(7, limit)) == 3
+
+
+@pytest.mark.parametrize("rate_bps", [0, -1, 7_999, 1e13, float("nan"), float("inf")])
+def test_rate_outside_of_what_the_kernel_can(rate_bps: float) -> None:
+    with pytest.raises(ValueError, match="bit/s"):
+        shaping.limit_for(rate_bps)
+
+
+@given(st.lists(st.tuples(st.integers(0, 0x3FFF), st.binary(max_size=50))))
+def test_attributes_survive(pairs: list[tuple[int, bytes]]) -> None:
+    assert list(attributes(b"".join(attribute(kind, value) for kind, value in pairs))) == pairs
+
+
+@given(st.binary(max_size=100))
+def test_broken_attributes_end_the_run(data: bytes) -> None:
+    assert all(isinstance(value, bytes) for _, value in attributes(data))
+
+
+def test_ends_of_a_link_differ() -> None:
+    with pytest.raises(ValueError, match="different"):
+        links.make_veth("a", "b", 0, index=5, peer_index=5, mtu=1500)

@@ -1,0 +1,75 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from htcondor_vpn.errors import RunFolderError
+from htcondor_vpn.pilot.run_folder import RunFolder
+
+
+def test_a_folder_of_our_own_is_private_and_goes(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = RunFolder(None)
+    assert folder.path.parent == tmp_path
+    assert folder.path.stat().st_mode & 0o777 == 0o700
+    folder.state.write_text("{}")
+    folder.release()
+    folder.release()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_given_folder_keeps_state_and_log(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    module = tmp_path / "module.py"
+    module.write_text("print('hello')\n")
+    folder.fill({"say-hello": (module, "-IS")})
+    assert os.access(folder.path / "libexec" / "say-hello", os.X_OK)
+    folder.state.write_text("{}")
+    folder.log.write_text("")
+    folder.release()
+    assert sorted(os.listdir(folder.path)) == ["run.log", "state.json"]
+
+
+def test_two_pilots_cannot_share_one(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(RunFolderError, match="another"):
+        RunFolder(tmp_path / "run")
+    folder.release()
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o720, 0o702])
+def test_a_folder_that_others_may_write(tmp_path, mode):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run").chmod(mode)
+    with pytest.raises(RunFolderError, match="chmod 700"):
+        RunFolder(tmp_path / "run")
+
+
+def test_a_path_with_a_blank(tmp_path):
+    with pytest.raises(RunFolderError, match="blank"):
+        RunFolder(tmp_path / "my run")
+
+
+def test_an_interpreter_at_a_long_path_with_blanks(monkeypatch, tmp_path):
+    long = tmp_path / ("folder with blanks " * 8)
+    long.mkdir()
+    (long / "python3").symlink_to(sys.executable)
+    monkeypatch.setattr("sys.executable", str(long / "python3"))
+    module = tmp_path / "module.py"
+    module.write_text("print('hello')\n")
+    folder = RunFolder(tmp_path / "run")
+    folder.fill({"say-hello": (module, "-IS")})
+    said = subprocess.run([folder.path / "libexec" / "say-hello"], capture_output=True, text=True, check=True)
+    assert said.stdout == "hello\n"
+    folder.release()
+
+
+def test_a_path_that_is_too_long_for_a_socket(tmp_path):
+    with pytest.raises(RunFolderError, match="too long"):
+        RunFolder(tmp_path / ("x" * 100))
+
+
+def test_a_place_that_does_not_exist(tmp_path):
+    with pytest.raises(RunFolderError, match="cannot be written"):
+        RunFolder(tmp_path / "none" / "run")

@@ -1,0 +1,129 @@
+"""The resolver inside: what it answers by itself when an answer is too long, or does not come."""
+
+import asyncio
+import socket
+
+import dns.flags
+import dns.message
+import dns.rcode
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from htcondor_vpn.tunnel.dns import DnsResponder, failed, truncated, udp_limit
+
+
+@pytest.mark.parametrize(
+    ("query", "limit"),
+    [
+        (dns.message.make_query("a.example", "A"), 512),
+        (dns.message.make_query("a.example", "A", use_edns=0, payload=4096), 4096),
+        (dns.message.make_query("a.example", "A", use_edns=0, payload=100), 512),
+    ],
+)
+def test_limit_of_an_answer_by_datagram(query, limit):
+    assert udp_limit(query.to_wire()) == limit
+
+
+@given(st.binary(min_size=12, max_size=600))
+def test_anything_may_be_asked(query):
+    assert udp_limit(query) >= 512
+    assert failed(query)[:2] == query[:2]
+    assert truncated(query, query)[:2] == query[:2]
+
+
+def test_failed_is_a_whole_answer():
+    query = dns.message.make_query("no.example", "AAAA")
+    answer = dns.message.from_wire(failed(query.to_wire()))
+    assert query.is_response(answer)
+    assert answer.rcode() == dns.rcode.SERVFAIL
+
+
+def _long_answer(query):
+    answer = dns.message.make_response(query)
+    answer.answer.append(dns.rrset.from_text("long.example.", 60, "IN", "TXT", *[f"{n}" * 200 for n in range(8)]))
+    return answer
+
+
+def test_truncated_asks_to_come_by_tcp():
+    query = dns.message.make_query("long.example", "TXT")
+    answer = dns.message.from_wire(truncated(query.to_wire(), _long_answer(query).to_wire(max_size=65535)))
+    assert query.is_response(answer)
+    assert answer.flags & dns.flags.TC
+    assert not answer.answer
+
+
+def _ask(exchange, query, *, by_tcp):
+    """What a responder over `exchange` answers to `query` on a loopback socket."""
+
+    async def body():
+        loop = asyncio.get_running_loop()
+        responder = DnsResponder(exchange)
+        if by_tcp:
+            ours, theirs = socket.socketpair()
+            responder.serve_stream(theirs)
+            reader, writer = await asyncio.open_connection(sock=ours)
+            wire = query.to_wire()
+            writer.write(len(wire).to_bytes(2, "big") + wire)
+            answer = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
+            writer.close()
+            await writer.wait_closed()
+            while responder._tasks:
+                await asyncio.gather(*responder._tasks)
+            return answer
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as theirs,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ours,
+        ):
+            theirs.bind(("127.0.0.1", 0))
+            ours.setblocking(False)
+            ours.connect(theirs.getsockname())
+            responder.serve_datagrams(theirs)
+            ours.send(query.to_wire())
+            answer = await loop.sock_recv(ours, 65535)
+            loop.remove_reader(theirs)
+            return answer
+
+    return dns.message.from_wire(asyncio.run(asyncio.wait_for(body(), 10)))
+
+
+def test_long_answers_come_whole_by_tcp_and_truncated_by_datagram():
+    query = dns.message.make_query("long.example", "TXT")
+
+    async def exchange(wire):
+        return _long_answer(dns.message.from_wire(wire)).to_wire(max_size=65535)
+
+    assert _ask(exchange, query, by_tcp=True).answer
+    by_datagram = _ask(exchange, query, by_tcp=False)
+    assert by_datagram.flags & dns.flags.TC
+    assert not by_datagram.answer
+
+
+@pytest.mark.parametrize("by_tcp", [True, False])
+def test_a_tunnel_that_is_down_is_servfail(by_tcp):
+    query = dns.message.make_query("a.example", "A")
+
+    async def exchange(wire):
+        raise ConnectionResetError("the tunnel is down")
+
+    assert _ask(exchange, query, by_tcp=by_tcp).rcode() == dns.rcode.SERVFAIL
+
+
+@pytest.mark.parametrize("by_tcp", [True, False])
+@pytest.mark.parametrize("size", [0, 11, 65536])
+def test_an_answer_that_can_be_none_is_servfail(by_tcp, size):
+    async def exchange(wire):
+        return bytes(size)
+
+    query = dns.message.make_query("a.example", "A")
+    assert _ask(exchange, query, by_tcp=by_tcp).rcode() == dns.rcode.SERVFAIL
+
+
+def test_a_gateway_that_never_answers_is_servfail(monkeypatch):
+    monkeypatch.setattr("htcondor_vpn.tunnel.dns._ANSWER_SECONDS", 0.05)
+
+    async def exchange(wire):
+        await asyncio.Event().wait()
+
+    query = dns.message.make_query("a.example", "A")
+    assert _ask(exchange, query, by_tcp=False).rcode() == dns.rcode.SERVFAIL
