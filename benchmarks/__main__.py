@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,7 +17,14 @@ from htcondor_vpn.errors import VpnError
 from htcondor_vpn.testbed import sandbox
 from htcondor_vpn.testbed.report import Report
 
-PARTS = {"pilot": pilot.measure, "job-network": job_network.measure, "throughput": throughput.measure}
+#: What measures each part, given the report, how often each cell is measured, and seconds for each transfer.
+PARTS: dict[str, Callable[[Report, int, int], None]] = {
+    "pilot": pilot.measure,
+    "job-network": job_network.measure,
+    "line-rate": throughput.line_rate,
+    "far": throughput.far,
+    "unshaped": throughput.unshaped,
+}
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -25,7 +33,7 @@ def main() -> int:
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows to FILE too")
     parser.add_argument("--only", choices=PARTS, action="append", help="run this part alone; may be repeated")
     parser.add_argument("--rounds", type=int, default=5, help="how often each cell is measured (default: 5)")
-    parser.add_argument("--seconds", type=int, default=3, help="how long each transfer is measured (default: 3)")
+    parser.add_argument("--seconds", type=int, default=2, help="how long each transfer is measured (default: 2)")
     args = parser.parse_args()
     parts = args.only or list(PARTS)
     name = datetime.date.today().isoformat() + ("" if parts == list(PARTS) else "-" + "-".join(parts))
@@ -37,10 +45,7 @@ def main() -> int:
         return sandbox.exec_inside([sys.executable, "-m", "benchmarks", *sys.argv[1:]])
     report = Report("htcondor_vpn: what it costs, and what it carries")
     for part in parts:
-        if part == "throughput":
-            throughput.measure(report, args.rounds, args.seconds)
-        else:
-            PARTS[part](report, args.rounds)
+        PARTS[part](report, args.rounds, args.seconds)
     report.conclude()
     with sandbox.open_output(outputs[0]) as file:
         json.dump({**_machine(), "rounds": args.rounds, "ok": report.ok,

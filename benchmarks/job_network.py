@@ -39,7 +39,7 @@ ip netns del peer
 """
 
 
-def measure(report: Report, rounds: int) -> None:
+def measure(report: Report, rounds: int, _: int) -> None:
     report.say("A job's own network")
     jobs = rounds * JOBS_A_ROUND
     with Site() as site, SiteGateway(site.dmz, site.folder / "gateway") as gateway:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import select
 import statistics
 import time
-from pathlib import Path
 
+from benchmarks.processes import cpu_seconds, family, pss_bytes
 from htcondor_vpn.testbed.gateway import SiteGateway
 from htcondor_vpn.testbed.logs import wait_for_log
 from htcondor_vpn.testbed.report import Report
@@ -17,7 +16,7 @@ _REST_SECONDS = 30
 _SETTLE_SECONDS = 5
 
 
-def measure(report: Report, rounds: int) -> None:
+def measure(report: Report, rounds: int, _: int) -> None:
     report.say("A pilot's start, and its rest")
     with Site() as site, SiteGateway(site.dmz, site.folder / "gateway") as gateway:
         starts = []
@@ -35,9 +34,9 @@ def measure(report: Report, rounds: int) -> None:
         wait_for_log(log, b"^ready$", process)
         _wait(_SETTLE_SECONDS)
         parts = family(process.pid)
-        before = sum(map(_cpu_seconds, parts))
+        before = sum(map(cpu_seconds, parts))
         _wait(_REST_SECONDS)
-        cpu_percent = (sum(map(_cpu_seconds, parts)) - before) / _REST_SECONDS * 100
+        cpu_percent = (sum(map(cpu_seconds, parts)) - before) / _REST_SECONDS * 100
         memory_mb = sum(map(pss_bytes, parts)) / 1e6
         process.terminate()
         process.wait(10)
@@ -53,21 +52,3 @@ def _inside(uptime: str) -> float:
 def _wait(seconds: float) -> None:
     """Rest is what is measured here: nothing is waited for but time."""
     select.select([], [], [], seconds)
-
-
-def family(pid: int) -> list[int]:
-    """The supervisor and those of its children that share its program: engine and broker, not COMMAND."""
-    program = os.readlink(f"/proc/{pid}/exe")
-    children = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return [pid, *(child for child in children if os.readlink(f"/proc/{child}/exe") == program)]
-
-
-def _cpu_seconds(pid: int) -> float:
-    """User and system time so far, from the scheduler's own count in nanoseconds."""
-    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
-
-
-def pss_bytes(pid: int) -> int:
-    """The memory of a process, what it shares counted in part (proc(5), Pss)."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from benchmarks.pilot import family, pss_bytes
+from benchmarks.processes import family, pss_bytes
 from htcondor_vpn.testbed import plan, sandbox
 from htcondor_vpn.testbed.capture import Capture
 from htcondor_vpn.testbed.gateway import PORT, SiteGateway

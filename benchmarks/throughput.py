@@ -1,80 +1,68 @@
-"""One and ten flows each way: no tunnel, our stream engine, and openconnect with vpnns, turn by turn in one run."""
+"""How fast: line rate on a shaped link, the same far away with loss, and as fast as it goes beside the peers."""
 
 from __future__ import annotations
 
-import json
-import statistics
-import subprocess
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 
-from benchmarks.openconnect import OpenconnectPeer
-from htcondor_vpn.linux.programs import find_program
-from htcondor_vpn.testbed import plan
+from benchmarks.contenders import Contender, Direct
+from benchmarks.contenders.openconnect import OpenconnectPeer
+from benchmarks.contenders.pilot import stream
+from benchmarks.contenders.ssh import SshSocks
+from benchmarks.transfers import Goal, cells, compare
 from htcondor_vpn.testbed.gateway import SiteGateway
-from htcondor_vpn.testbed.report import MEASURED, Report
-from htcondor_vpn.testbed.services import IPERF_PORTS, WorldServices
+from htcondor_vpn.testbed.report import Report
+from htcondor_vpn.testbed.services import WorldServices
 from htcondor_vpn.testbed.site import Site
 
-LINK_MBPS = 1000
-CELLS = [(flows, way) for flows in (1, 10) for way in ("up", "down")]
+#: There and back.
+ROUND_TRIP_MS = 20
 
-#: The argv in front of iperf3, for each contender.
-Contenders = dict[str, Callable[[Sequence[str]], list[str]]]
-
-
-def measure(report: Report, rounds: int, seconds: int = 3) -> None:
-    """`seconds` is how long each transfer is measured, after a first second that does not count."""
-    with Site(LINK_MBPS) as site, WorldServices(site), SiteGateway(site.dmz, site.folder / "gateway") as gateway:
-        # The rates are told, so that measuring them does not disturb the measurement.
-        told = ["--set", "HTCONDOR_VPN_UP_MBPS=1", "--set", "HTCONDOR_VPN_DOWN_MBPS=1"]
-        ours: Contenders = {"stream": lambda argv: gateway.run_argv(argv, *told)}
-        report.say(f"Throughput, link shaped to {LINK_MBPS} Mbit/s")
-        shaped = _compare(site, ours, rounds, seconds)
-        for (flows, way), medians in shaped.items():
-            _ratio(report, f"stream, {flows} flow(s) {way}, {LINK_MBPS} Mbit/s", medians, "stream", "direct", 0.95)
-        report.say("Throughput, link not shaped")
-        site.link.shape(None)
-        with OpenconnectPeer(site) as peer:
-            unshaped = _compare(site, {**ours, "openconnect": peer.argv}, rounds, seconds)
-        for (flows, way), medians in unshaped.items():
-            name = f"stream, {flows} flow(s) {way}, not shaped"
-            _ratio(report, name, medians, "stream", "openconnect", 8)
-            report.add(f"{name}: part of no tunnel", True, medians["stream"] / medians["direct"], "", MEASURED)
+LINE_GOALS = [Goal("stream", "no tunnel", 0.97)]
+UNSHAPED_GOALS = [
+    Goal("stream", OpenconnectPeer.name, 14, flows=(1,)),
+    Goal("stream", OpenconnectPeer.name, 8, flows=(10,)),
+    Goal("stream", SshSocks.name, 1.5, flows=(1,)),
+    Goal("stream", Direct.name, 0.4, flows=(1,)),
+]
+#: Processor seconds for each GB.
+STREAM_CPU_SECONDS = 4
 
 
-def _ratio(report: Report, name: str, medians: dict[str, float], one: str, other: str, wanted: float) -> None:
-    ratio = medians[one] / medians[other]
-    figures = f"({medians[one]:,.0f} of {medians[other]:,.0f} Mbit/s)"
-    what = "no tunnel" if other == "direct" else "openconnect --script-tun + vpnns"
-    report.add(f"{name}: times {what}", ratio >= wanted, ratio, figures, f">= {wanted}")
+def line_rate(report: Report, rounds: int, seconds: int) -> None:
+    """A link of 1 Gbit/s."""
+    _shaped(report, rounds, seconds, 1000)
 
 
-def _compare(site: Site, contenders: Contenders, rounds: int, seconds: int) -> dict[tuple[int, str], dict[str, float]]:
-    """Returns the median rate in Mbit/s for each cell and contender, "direct" among them.
-
-    The DMZ forwards packets only while someone else than we is measured.
-    """
-    found: dict[tuple[int, str], dict[str, list[float]]] = {cell: {} for cell in CELLS}
-    for turn in range(rounds):
-        for cell in CELLS:
-            for name, argv in {"direct": list, **contenders}.items():
-                with nullcontext() if name == "stream" else site.direct_route():
-                    found[cell].setdefault(name, []).append(_iperf(site, argv, *cell, turn, seconds))
-    return {cell: {name: statistics.median(rates) for name, rates in by.items()} for cell, by in found.items()}
+def far(report: Report, rounds: int, seconds: int) -> None:
+    """200 Mbit/s, 20 ms away, with 0.1 % and with 1 % of the packets lost, each way."""
+    for loss in (0.001, 0.01):
+        _shaped(report, rounds, seconds, 200, ROUND_TRIP_MS / 2, loss)
 
 
-def _iperf(
-    site: Site, argv: Callable[[Sequence[str]], list[str]], flows: int, way: str, turn: int, seconds: int
-) -> float:
-    """Returns the rate that the receiver saw, Mbit/s, without the first second."""
-    command = [
-        find_program("iperf3"), "--json", "--client", str(plan.WORLD["iperf"].v4), "--time", str(seconds),
-        "--omit", "1", "--parallel", str(flows), "--port", str(IPERF_PORTS[turn % len(IPERF_PORTS)]),
-        *(["--reverse"] if way == "down" else []),
-    ]  # fmt: skip
-    done: subprocess.CompletedProcess[str] = site.node.run(argv(command), timeout_seconds=60)
-    told = json.loads(done.stdout)
-    if "error" in told:
-        raise RuntimeError(f"iperf3: {told['error']} {done.stderr}")
-    return float(told["end"]["sum_received"]["bits_per_second"]) / 1e6
+def _shaped(report: Report, rounds: int, seconds: int, rate_mbps: float, delay_ms: float = 0, loss: float = 0) -> None:
+    link = f"{rate_mbps:g} Mbit/s" + (f", {2 * delay_ms:g} ms, {loss:.1%} loss" if delay_ms else "")
+    report.say(f"Throughput, {link}")
+    with ExitStack() as exits:
+        site = exits.enter_context(Site(rate_mbps, delay_ms, loss))
+        exits.enter_context(WorldServices(site))
+        gateway = exits.enter_context(SiteGateway(site.dmz, site.folder / "gateway"))
+        contenders: list[Contender] = [Direct(), exits.enter_context(stream(site, gateway))]
+        found = compare(site, contenders, cells(1, 2, 10, 20), rounds, seconds)
+    found.report_ratios(report, LINE_GOALS, link)
+
+
+def unshaped(report: Report, rounds: int, seconds: int) -> None:
+    """As fast as it goes, and what that costs, beside the peers: all up at once, measured in turns."""
+    report.say("Throughput, link not shaped")
+    with ExitStack() as exits:
+        site = exits.enter_context(Site())
+        exits.enter_context(WorldServices(site))
+        gateway = exits.enter_context(SiteGateway(site.dmz, site.folder / "gateway"))
+        contenders: list[Contender] = [
+            exits.enter_context(contender)
+            for contender in (Direct(), stream(site, gateway), OpenconnectPeer(site), SshSocks(site))
+        ]
+        found = compare(site, contenders, cells(1, 10), rounds, seconds)
+    found.report_ratios(report, UNSHAPED_GOALS, "not shaped")
+    for contender in contenders[1:]:
+        found.report_cpu(report, contender.name, 1, STREAM_CPU_SECONDS if contender.name == "stream" else None)

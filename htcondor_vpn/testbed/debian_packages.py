@@ -29,7 +29,12 @@ PACKAGES = {
     "squid": "squid",
     "dante-server": "danted",
 }
-BENCHMARK_PACKAGES = {"openconnect": "openconnect", "ocserv": "ocserv", "ocproxy": "vpnns"}
+BENCHMARK_PACKAGES = {
+    "openconnect": "openconnect",
+    "ocserv": "ocserv",
+    "ocproxy": "vpnns",
+    "proxychains4": "proxychains4",
+}
 
 #: Services that such a package would start, now and at each boot. We need the programs only.
 SERVICES = {"openssh-server": ("ssh",), "squid": ("squid",), "dante-server": ("danted",), "ocserv": ("ocserv",)}

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from benchmarks.processes import tree
 from htcondor_vpn.linux.programs import find_program, run_program
 from htcondor_vpn.testbed import plan
 from htcondor_vpn.testbed.logs import wait_for_log
@@ -48,6 +49,9 @@ class OpenconnectPeer:
     Its packets get on from the DMZ only while that forwards (`Site.direct_route`).
     """
 
+    name = "openconnect --script-tun + vpnns"
+    forwards = True
+
     def __init__(self, site: Site) -> None:
         self._site = site
         self._folder = site.folder / "openconnect"
@@ -67,6 +71,9 @@ class OpenconnectPeer:
     def argv(self, command: Sequence[str]) -> list[str]:
         return ["env", f"HOME={self._folder}", find_program("vpnns", "ocproxy"), "--name", _NAME, "--", *command]
 
+    def processes(self) -> list[int]:
+        return [pid for process in (self._server, self._client) for pid in tree(process.pid)]
+
     def _serve(self, exits: ExitStack) -> None:
         folder, dmz = self._folder, self._site.dmz
         run_program([
@@ -85,9 +92,9 @@ class OpenconnectPeer:
             sys.executable, str(Path(__file__).with_name("pretend_privilege_drop.py")), find_program("ocserv"),
             "--foreground", "--config", str(folder / "ocserv.conf"),
         ]  # fmt: skip
-        server = dmz.start(argv, as_root=True, log=log)
-        exits.callback(_end, server)
-        wait_for_log(log, rb"initialized ocserv|listening", server)
+        self._server = dmz.start(argv, as_root=True, log=log)
+        exits.callback(_end, self._server)
+        wait_for_log(log, rb"initialized ocserv|listening", self._server)
 
     def _connect(self, exits: ExitStack) -> None:
         folder, node = self._folder, self._site.node
@@ -103,12 +110,12 @@ class OpenconnectPeer:
             f"https://{plan.DMZ_INSIDE.v4}:{_PORT}/",
         ]  # fmt: skip
         told, tell = os.pipe()
-        client = node.start(argv, log=log, stdin=told)
+        self._client = node.start(argv, log=log, stdin=told)
         os.close(told)
         with os.fdopen(tell, "w") as pipe:
             pipe.write(_PASSWORD + "\n")
-        exits.callback(_end, client)
-        wait_for_log(log, rb"Configured as|Connected as|Established", client)
+        exits.callback(_end, self._client)
+        wait_for_log(log, rb"Configured as|Connected as|Established", self._client)
 
 
 def _pin(public_key_pem: str) -> str:

@@ -1,0 +1,59 @@
+"""Ours: a pilot of `htcondor-vpn run` on the node, with any engine and whatever serves it in the DMZ."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+
+from benchmarks.processes import command_of, tree
+from htcondor_vpn.linux.programs import find_program
+from htcondor_vpn.testbed.gateway import SiteGateway, vpn_command
+from htcondor_vpn.testbed.logs import wait_for_log
+from htcondor_vpn.testbed.site import Site
+
+_STOP_SECONDS = 10.0
+
+#: The rates are told, so that measuring them does not disturb the measurement.
+_TOLD = ["--set", "HTCONDOR_VPN_UP_MBPS=1", "--set", "HTCONDOR_VPN_DOWN_MBPS=1"]
+
+
+class PilotContender:
+    """A pilot with `options` of `htcondor-vpn run`; commands run in its namespaces. Up inside.
+
+    `servers` are the process ids at the other end, if those are to count.
+    """
+
+    forwards = False
+
+    def __init__(self, site: Site, name: str, options: Sequence[str], servers: Sequence[int] = ()) -> None:
+        self.name, self._site = name, site
+        self._options, self._servers = options, servers
+        self._pilot: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> PilotContender:
+        log = self._site.folder / f"{self.name.replace(' ', '-')}.log"
+        argv = vpn_command("run", *self._options, *_TOLD, "-v", "--", "sh", "-c", "echo ready; exec sleep infinity")
+        self._pilot = self._site.node.start(argv, log=log)
+        wait_for_log(log, b"^ready$", self._pilot)
+        self._command = command_of(self._pilot.pid)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._pilot is not None
+        self._pilot.terminate()
+        self._pilot.wait(_STOP_SECONDS)
+
+    def argv(self, command: Sequence[str]) -> list[str]:
+        enter = [find_program("nsenter", "util-linux"), "--preserve-credentials", "-t", str(self._command)]
+        return [*enter, "--user", "--net", "--mount", "--", *command]
+
+    def processes(self) -> list[int]:
+        assert self._pilot is not None
+        return [*tree(self._pilot.pid, [self._command]), *(pid for server in self._servers for pid in tree(server))]
+
+
+def stream(site: Site, gateway: SiteGateway) -> PilotContender:
+    """The engine of streams through a gateway that runs already."""
+    assert gateway.process is not None
+    told = ["--gateway", gateway.endpoints[0], "--pin-file", str(gateway.pin_file)]
+    return PilotContender(site, "stream", [*told, "--token-file", str(gateway.token_file)], [gateway.process.pid])
