@@ -6,30 +6,14 @@ What fails has a name from RFC 9209's registry, which the pilot's engine turns i
 from __future__ import annotations
 
 import asyncio
-import errno
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 
 from htcondor_vpn.gateway.destinations import Address, Policy, interleaved
 from htcondor_vpn.gateway.names import Names
 from htcondor_vpn.wire.deadline import Deadline
-from htcondor_vpn.wire.dialing import Endpoint, connect_first
-
-_UNROUTABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
-_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN}
-
-
-class Unreachable(Exception):
-    """A destination that was not reached: the HTTP status, RFC 9209's error type, and a detail for people."""
-
-    def __init__(self, status: int, error: str, detail: str) -> None:
-        super().__init__(detail)
-        self.status, self.error = status, error
-
-    @property
-    def proxy_status(self) -> str:
-        """The value of a Proxy-Status header."""
-        return f"htcondor-vpn; error={self.error}"
+from htcondor_vpn.wire.dialing import Endpoint, connect_datagrams, connect_first
+from htcondor_vpn.wire.unreachable import Unreachable
 
 
 class Connector:
@@ -44,7 +28,7 @@ class Connector:
 
     async def connect_datagrams(self, host: Address | str, port: int) -> socket.socket:
         """Returns a connected, non-blocking UDP socket; raises `Unreachable`."""
-        return await self._connect(host, port, _connect_datagrams)
+        return await self._connect(host, port, connect_datagrams)
 
     async def _connect(
         self, host: Address | str, port: int, dial: Callable[[Sequence[Endpoint]], Awaitable[socket.socket]]
@@ -61,7 +45,7 @@ class Connector:
         except socket.gaierror as error:
             raise Unreachable(502, "dns_error", str(error.strerror)) from error
         except OSError as error:
-            raise _unreachable(error) from error
+            raise Unreachable.by(error) from error
 
     def _judged(self, addresses: list[Address]) -> list[Address]:
         reasons = []
@@ -79,33 +63,3 @@ class Connector:
 
 def _endpoint(address: Address, port: int) -> Endpoint:
     return (socket.AF_INET if address.version == 4 else socket.AF_INET6), (str(address), port)
-
-
-async def _connect_datagrams(endpoints: Sequence[Endpoint]) -> socket.socket:
-    """Connects to the first address to which there is a route: no datagram tells more than that."""
-    failure: OSError | None = None
-    for family, address in endpoints:
-        sock = socket.socket(family, socket.SOCK_DGRAM)
-        sock.setblocking(False)
-        try:
-            sock.connect(address)
-        except OSError as error:
-            sock.close()
-            failure = failure or error
-        else:
-            return sock
-    assert failure is not None
-    raise failure
-
-
-def _unreachable(error: OSError) -> Unreachable:
-    detail = error.strerror or str(error)
-    if error.errno == errno.ECONNREFUSED:
-        return Unreachable(502, "connection_refused", detail)
-    if error.errno == errno.ETIMEDOUT:
-        return Unreachable(504, "connection_timeout", detail)
-    if error.errno in _UNROUTABLE:
-        return Unreachable(502, "destination_ip_unroutable", detail)
-    if error.errno in _EXHAUSTED:
-        return Unreachable(503, "proxy_internal_error", detail)
-    return Unreachable(502, "connection_terminated", detail)

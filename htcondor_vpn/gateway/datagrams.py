@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import errno
 import re
 import socket
 import time
@@ -11,18 +9,16 @@ from urllib.parse import unquote
 
 from htcondor_vpn.gateway.destinations import Address, parse_target
 from htcondor_vpn.gateway.exchange import BadRequest, Head
-from htcondor_vpn.wire.capsules import MAX_PAYLOAD_BYTES
-from htcondor_vpn.wire.datagrams import PROTOCOL, TARGET_PREFIX, DatagramPipe
+from htcondor_vpn.wire.datagrams import PROTOCOL, TARGET_PREFIX, CapsulePipe
 from htcondor_vpn.wire.relay import Traffic
 from htcondor_vpn.wire.tls import TlsStream
+from htcondor_vpn.wire.udp import UdpPipe
 
 #: Longer than pilots keep theirs, and than the two minutes of RFC 4787, REQ-5.
 IDLE_SECONDS = 300.0
 
 #: The answer to a request that is granted (RFC 9298, section 3.3).
 GRANTED = [("Connection", "Upgrade"), ("Upgrade", PROTOCOL), ("Capsule-Protocol", "?1")]
-
-_AT_ONCE = 64
 
 
 def parse_request(head: Head) -> tuple[Address | str, int]:
@@ -45,57 +41,30 @@ async def relay_datagrams(
 ) -> None:
     """Relays between a pilot's stream and `far`, a connected UDP socket, until the pilot ends it or both are idle.
 
-    `traffic` is counted up meanwhile. Being cancelled cuts it: the pilot sees a reset.
+    Both are closed then. `traffic` is counted up meanwhile. Being cancelled cuts it: the pilot sees a reset.
     """
-    relay = _Relay(stream, far, traffic)
-    loop = asyncio.get_running_loop()
-    loop.add_reader(far, relay.receive)
+    pilot, destination = CapsulePipe(stream, early), UdpPipe(far)
+
+    def outward(payload: bytes | None) -> None:
+        if payload is not None and destination.send(payload):  # pilots have nothing to tell of ports
+            traffic.bytes_to_plain += len(payload)
+
+    def inward(payload: bytes | None) -> None:
+        if payload is None:
+            pilot.send_unreachable()
+        elif pilot.send(payload):
+            traffic.bytes_from_plain += len(payload)
+
     try:
-        relay.pipe.start(early)
-        while (left := relay.pipe.last + idle_seconds - time.monotonic()) > 0:
-            if await relay.pipe.ended(left):
+        destination.start(inward)
+        pilot.start(outward)
+        while (left := pilot.last + idle_seconds - time.monotonic()) > 0:
+            if await pilot.ended(left):
                 break
-        traffic.reset = relay.pipe.broken
+        traffic.reset = pilot.broken
     except BaseException:
         stream.abort()
         raise
     finally:
-        loop.remove_reader(far)
-        relay.pipe.close()
-
-
-class _Relay:
-    def __init__(self, stream: TlsStream, far: socket.socket, traffic: Traffic) -> None:
-        self.pipe = DatagramPipe(stream, self._to_far)
-        self._far, self._traffic = far, traffic
-
-    def _to_far(self, payload: bytes | None) -> None:
-        if payload is None:
-            return  # pilots have no such thing to tell
-        for _ in range(2):  # an error may be that of a datagram before this one
-            try:
-                self._far.send(payload)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                self._failed(error)
-            else:
-                self._traffic.bytes_to_plain += len(payload)
-                return
-
-    def receive(self) -> None:
-        for _ in range(_AT_ONCE):
-            try:
-                payload = self._far.recv(MAX_PAYLOAD_BYTES)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                self._failed(error)
-                continue
-            if self.pipe.send(payload):
-                self._traffic.bytes_from_plain += len(payload)
-
-    def _failed(self, error: OSError) -> None:
-        """Tells the pilot what ICMP told this socket; any other error is a loss."""
-        if error.errno == errno.ECONNREFUSED:
-            self.pipe.send_unreachable()
+        destination.close()
+        pilot.close()

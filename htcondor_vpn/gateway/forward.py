@@ -14,11 +14,11 @@ from urllib.parse import urlsplit
 
 import h11
 
-from htcondor_vpn.gateway.connector import Unreachable
 from htcondor_vpn.gateway.destinations import Address, parse_target
 from htcondor_vpn.gateway.exchange import BadRequest, Exchange, Head
 from htcondor_vpn.wire.deadline import Deadline
 from htcondor_vpn.wire.relay import Traffic
+from htcondor_vpn.wire.unreachable import Unreachable
 
 #: Not for the next hop (RFC 9110, 7.6.1), and what we answer ourselves (Expect) or set anew (Host).
 _HOP_BY_HOP = {

@@ -17,7 +17,7 @@ from ipaddress import IPv6Address
 from socket import socket
 
 from htcondor_vpn.errors import VpnError
-from htcondor_vpn.gateway.connector import Connector, Unreachable
+from htcondor_vpn.gateway.connector import Connector
 from htcondor_vpn.gateway.datagrams import GRANTED, parse_request, relay_datagrams
 from htcondor_vpn.gateway.destinations import Address, parse_target
 from htcondor_vpn.gateway.exchange import BadRequest, Exchange, Head
@@ -30,6 +30,7 @@ from htcondor_vpn.wire.deadline import Deadline
 from htcondor_vpn.wire.http import ProtocolError
 from htcondor_vpn.wire.relay import Traffic, relay
 from htcondor_vpn.wire.tls import TlsStream
+from htcondor_vpn.wire.unreachable import Unreachable
 
 log = logging.getLogger(__name__)
 

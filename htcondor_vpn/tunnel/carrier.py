@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol, Union
 
+from htcondor_vpn.wire.datagrams import DatagramPipe
 from htcondor_vpn.wire.stream import Stream
-from htcondor_vpn.wire.tls import TlsStream
 
 Address = Union[IPv4Address, IPv6Address]
 
@@ -49,8 +49,8 @@ class Carrier(Protocol):
         carrier cannot be reached, so that another one may be tried.
         """
 
-    async def open_datagrams(self, address: Address, port: int) -> tuple[TlsStream, bytes]:
-        """Opens a way for datagrams, a stream of capsules (RFC 9297); otherwise as `open_flow`."""
+    async def open_datagrams(self, address: Address, port: int) -> DatagramPipe:
+        """Opens a way for datagrams; raises as `open_flow`."""
 
     async def ask_dns(self, query: bytes) -> bytes:
         """Sends one DNS message (wire format) and returns the answer."""

@@ -1,4 +1,4 @@
-"""Carries the datagrams of the inner namespace: those between the same two ends share one connection to the gateway.
+"""Carries the datagrams of the inner namespace: those between the same two ends share one way out.
 
 Nothing waits for anything here. What the tunnel cannot take is dropped, and where a datagram cannot go at all its
 sender is told as by a router on the way.
@@ -20,7 +20,6 @@ from htcondor_vpn.linux.datagrams import DatagramSockets, Undelivered, Way, answ
 from htcondor_vpn.tunnel.carrier import Address, FlowRefused
 from htcondor_vpn.wire.datagrams import DatagramPipe
 from htcondor_vpn.wire.relay import Traffic
-from htcondor_vpn.wire.tls import TlsStream
 
 #: How long an association outlives its last datagram: more than two minutes (RFC 4787, REQ-5). To a resolver, where
 #: one answer ends the exchange, it is shorter, as REQ-5a allows.
@@ -47,16 +46,16 @@ _AT_ONCE_AT_END = 4096
 
 log = logging.getLogger(__name__)
 
-#: Opens a stream of capsules to an address and port; raises as `Gateway.open_datagrams`.
-Open = Callable[[Address, int], Awaitable[tuple[TlsStream, bytes]]]
+#: Opens a way to an address and port; raises as `Carrier.open_datagrams`.
+Open = Callable[[Address, int], Awaitable[DatagramPipe]]
 
 
 class DatagramCarrier:
     """Carries what arrives at the sockets it is told to `serve`. `traffic` counts UDP payload."""
 
-    def __init__(self, open_stream: Open) -> None:
+    def __init__(self, open: Open) -> None:
         self.traffic = Traffic()
-        self._open_stream = open_stream
+        self._open = open
         self._served: list[DatagramSockets] = []
         self._associations: dict[Way, _Association] = {}
         self._of_link: Counter[int] = Counter()
@@ -101,7 +100,7 @@ class DatagramCarrier:
         if not self._has_room(way.interface):
             log.debug("no room for datagrams from %s port %d to %s port %d", *way.source, *way.destination)
             return None
-        association = _Association(sockets, way, self._open_stream, self.traffic)
+        association = _Association(sockets, way, self._open, self.traffic)
         self._associations[way] = association
         self._of_link[way.interface] += 1
         association.task.add_done_callback(lambda task: self._done(way, task))
@@ -145,9 +144,9 @@ def _is_genuine(way: Way) -> bool:
 class _Association:
     """What passes between one source and one destination."""
 
-    def __init__(self, sockets: DatagramSockets, way: Way, open_stream: Open, traffic: Traffic) -> None:
+    def __init__(self, sockets: DatagramSockets, way: Way, open: Open, traffic: Traffic) -> None:
         self.way, self.last = way, time.monotonic()
-        self._sockets, self._open_stream, self._traffic = sockets, open_stream, traffic
+        self._sockets, self._open, self._traffic = sockets, open, traffic
         self._waiting: list[bytes] | None = []
         self._waiting_bytes = 0
         self._pipe: DatagramPipe | None = None
@@ -180,7 +179,7 @@ class _Association:
     async def _run(self) -> None:
         host, port = self.way.destination
         try:
-            stream, early = await self._open_stream(ip_address(host), port)
+            pipe = await self._open(ip_address(host), port)
         except (FlowRefused, VpnError, OSError, ssl.SSLError, asyncio.TimeoutError) as error:
             told = logging.INFO if isinstance(error, FlowRefused) else logging.DEBUG  # the latter for each datagram
             log.log(told, "no datagrams to %s port %d: %s", host, port, error)
@@ -189,9 +188,9 @@ class _Association:
             if isinstance(error, FlowRefused) and not self._finishing:
                 await asyncio.sleep(_REFUSED_SECONDS)
             return
-        self._pipe = pipe = DatagramPipe(stream, self._arrived)
+        self._pipe = pipe
         try:
-            pipe.start(early)
+            pipe.start(self._arrived)
             for payload in self._waiting or ():
                 self.send(payload)
             self._waiting = None

@@ -17,7 +17,7 @@ import h11
 from htcondor_vpn.errors import GatewayUnreachable, GatewayUntrusted, TokenRefused
 from htcondor_vpn.tunnel.carrier import Address, Answer, FlowRefused
 from htcondor_vpn.tunnel.server import Server, Way, host_port
-from htcondor_vpn.wire.datagrams import PROTOCOL, TARGET_PREFIX
+from htcondor_vpn.wire.datagrams import PROTOCOL, TARGET_PREFIX, CapsulePipe, DatagramPipe
 from htcondor_vpn.wire.deadline import Deadline
 from htcondor_vpn.wire.http import HttpConnection, ProtocolError, Response
 from htcondor_vpn.wire.stream import Stream
@@ -97,10 +97,10 @@ class Gateway:
             raise FlowRefused(answer.status, answer.headers.get("proxy-status", ""))
         return connection.stream, connection.early_bytes
 
-    async def open_datagrams(self, address: Address, port: int) -> tuple[TlsStream, bytes]:
+    async def open_datagrams(self, address: Address, port: int) -> DatagramPipe:
         """Opens a way for datagrams to `address`:`port` beyond the gateway (RFC 9298): a stream of capsules.
 
-        Returns and raises as `open_flow`.
+        Raises as `open_flow`.
         """
         target = f"{TARGET_PREFIX}{quote(str(address))}/{port}/"
         headers = [
@@ -118,7 +118,7 @@ class Gateway:
             await connection.stream.close()
             raise FlowRefused(answer.status, answer.headers.get("proxy-status", ""))
         assert isinstance(connection.stream, TlsStream)  # as `connect` makes it
-        return connection.stream, connection.early_bytes
+        return CapsulePipe(connection.stream, connection.early_bytes)
 
     async def exchange(
         self,

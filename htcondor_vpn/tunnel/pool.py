@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 from htcondor_vpn.errors import GatewayUnreachable, VpnError
 from htcondor_vpn.tunnel.carrier import Address, Carrier
 from htcondor_vpn.tunnel.health import HealthMonitor, Healthy, most_telling
+from htcondor_vpn.wire.datagrams import DatagramPipe
 from htcondor_vpn.wire.stream import Stream
-from htcondor_vpn.wire.tls import TlsStream
 
 Result = TypeVar("Result")
 
@@ -82,7 +82,7 @@ class Pool:
         """As `Carrier.open_flow`; a carrier that cannot be reached just now is passed over for the next one."""
         return await self._try(lambda carrier: carrier.open_flow(address, port), f"ipv{address.version}")
 
-    async def open_datagrams(self, address: Address, port: int) -> tuple[TlsStream, bytes]:
+    async def open_datagrams(self, address: Address, port: int) -> DatagramPipe:
         """As `Carrier.open_datagrams`, by one that carries them."""
         return await self._try(lambda carrier: carrier.open_datagrams(address, port), f"ipv{address.version}", udp=True)
 

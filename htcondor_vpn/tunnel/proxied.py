@@ -13,9 +13,9 @@ from typing import Protocol
 from htcondor_vpn.errors import GatewayUnreachable, VpnError
 from htcondor_vpn.tunnel.carrier import Address, Answer, FlowRefused
 from htcondor_vpn.tunnel.dns_stream import NameServer
+from htcondor_vpn.wire.datagrams import DatagramPipe
 from htcondor_vpn.wire.deadline import Deadline
 from htcondor_vpn.wire.stream import PlainStream
-from htcondor_vpn.wire.tls import TlsStream
 
 #: How long one name server may take before the next one is asked.
 _ASK_SECONDS = 4.0
@@ -55,7 +55,7 @@ class ProxiedCarrier:
     async def open_flow(self, address: Address, port: int) -> tuple[PlainStream, bytes]:
         return await self._proxy.connect(str(address), port)
 
-    async def open_datagrams(self, address: Address, port: int) -> tuple[TlsStream, bytes]:
+    async def open_datagrams(self, address: Address, port: int) -> DatagramPipe:
         raise FlowRefused(501, "it carries no datagrams", self.name)
 
     async def ask_dns(self, query: bytes) -> bytes:

@@ -26,8 +26,9 @@ from htcondor_vpn.tunnel.engine import EngineReport, InnerSockets
 from htcondor_vpn.tunnel.gateways import Gateway
 from htcondor_vpn.tunnel.ladder import Ladder
 from htcondor_vpn.tunnel.pool import Pool
+from htcondor_vpn.wire.datagrams import DatagramPipe
 from htcondor_vpn.wire.relay import Traffic, relay
-from htcondor_vpn.wire.tls import TlsStream, reset, reset_on_close
+from htcondor_vpn.wire.tls import reset, reset_on_close
 
 _ACCEPTS_AT_ONCE = 64
 _ACCEPT_PAUSE_SECONDS = 0.1
@@ -188,7 +189,7 @@ class StreamEngine:
             self._ended.bytes_to_plain += traffic.bytes_to_plain
             self._ended.bytes_from_plain += traffic.bytes_from_plain
 
-    async def _open_datagrams(self, address: Address, port: int) -> tuple[TlsStream, bytes]:
+    async def _open_datagrams(self, address: Address, port: int) -> DatagramPipe:
         return await self._carriers().open_datagrams(address, port)
 
     async def _resolve(self, query: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""UDP payloads over one TLS connection, both ways, as capsules.
+"""UDP payloads both ways: what a way for them is (`DatagramPipe`), and the one over a TLS connection, as capsules.
 
 What TCP cannot take at once waits in a queue of bounded size, and what does not fit is dropped, as on any full link: a
 slow connection delays nobody but itself, and itself not for long.
@@ -11,6 +11,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from typing import Optional, Protocol
 
 from htcondor_vpn.wire.capsules import (
     DATAGRAM,
@@ -32,14 +33,38 @@ _SEND_BUFFER_BYTES = 256 * 1024
 _READ_BYTES = 256 * 1024
 
 
-class DatagramPipe:
-    """`take` is called with each payload that arrives, with None where the far side's port is unreachable.
+#: Is called with each payload that arrives, with None where the far side's port is unreachable.
+Take = Callable[[Optional[bytes]], object]
 
-    Owns the stream from `start` on. `last` is when a datagram passed last, of the monotonic clock.
-    """
 
-    def __init__(self, stream: TlsStream, take: Callable[[bytes | None], None]) -> None:
-        self._stream, self._sock, self._take = stream, stream.sock, take
+class DatagramPipe(Protocol):
+    """A way for the datagrams between two ends; see `CapsulePipe` and `UdpPipe`."""
+
+    #: When a datagram passed last, of the monotonic clock.
+    last: float
+
+    def start(self, take: Take) -> None:
+        """Begins to receive."""
+
+    def send(self, payload: bytes) -> bool:
+        """Sends a datagram, or drops it and returns False."""
+
+    async def ended(self, timeout_seconds: float) -> bool:
+        """Waits until it carries nothing more; returns False if the time is over before."""
+
+    def end(self) -> None:
+        """Has `ended` return as soon as what is queued has been sent."""
+
+    def close(self) -> None:
+        """Releases it, also if it was never started. Idempotent."""
+
+
+class CapsulePipe:
+    """See `DatagramPipe`. Owns `stream`, of which `early` was read already."""
+
+    def __init__(self, stream: TlsStream, early: bytes = b"") -> None:
+        self._stream, self._sock, self._early = stream, stream.sock, early
+        self._take: Take = _ignore
         self._loop = asyncio.get_running_loop()
         self._decoder = CapsuleDecoder()
         self._plain = bytearray()  # capsules that are not encrypted yet
@@ -49,9 +74,10 @@ class DatagramPipe:
         self.last = time.monotonic()
         self._clean = self._ending = False
 
-    def start(self, early: bytes) -> None:
-        """Begins; `early` was read from the stream already."""
+    def start(self, take: Take) -> None:
+        self._take = take
         self._loop.add_reader(self._sock, self._guarded, self._readable)
+        early, self._early = self._early, b""
         self._guarded(lambda: self._start(early))
 
     def _start(self, early: bytes) -> None:
@@ -59,7 +85,6 @@ class DatagramPipe:
         self._decrypt(early)
 
     def send(self, payload: bytes) -> bool:
-        """Sends a datagram, or drops it and returns False."""
         return self._queue(encode_payload(payload))
 
     def send_unreachable(self) -> bool:
@@ -72,20 +97,16 @@ class DatagramPipe:
         return self._ended.done() and not self._clean
 
     async def ended(self, timeout_seconds: float) -> bool:
-        """Waits until the connection has ended, `broken` or not; returns False if the time is over before."""
+        """Waits until the connection has ended, `broken` or not."""
         done, _ = await asyncio.wait([self._ended], timeout=timeout_seconds)
         return bool(done)
 
     def end(self) -> None:
-        """Has `ended` return as soon as what is queued has been sent."""
         self._ending = True
         self._guarded(self._flush)
 
     def close(self) -> None:
-        """Closes: the peer sees a clean end, or a reset if the connection is broken or not all could be sent.
-
-        Idempotent.
-        """
+        """Closes: the peer sees a clean end, or a reset if the connection is broken or not all could be sent."""
         if self._sock.fileno() < 0:
             return
         self._loop.remove_reader(self._sock)
@@ -182,3 +203,7 @@ class DatagramPipe:
             self._take(value if kind == DATAGRAM else None)
         if self._clean:
             self._finish()
+
+
+def _ignore(_payload: bytes | None) -> None:
+    """What arrives before `start` is for nobody."""

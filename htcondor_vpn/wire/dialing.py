@@ -1,4 +1,7 @@
-"""Connects to whichever of several addresses answers first (RFC 8305, "Happy Eyeballs")."""
+"""Connects to whichever of several addresses answers first (RFC 8305, "Happy Eyeballs").
+
+The sockets come from a source, so that they may live in another network namespace than this process does.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ import errno
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
+
+from htcondor_vpn.errors import VpnError
 
 #: RFC 8305's Connection Attempt Delay.
 _STAGGER_SECONDS = 0.25
@@ -16,20 +21,40 @@ _STAGGER_SECONDS = 0.25
 Endpoint = tuple[socket.AddressFamily, tuple[Any, ...]]
 
 
-async def connect_first(endpoints: Sequence[Endpoint]) -> socket.socket:
+class SocketSource(Protocol):
+    """Makes sockets of one network namespace."""
+
+    async def open(self, family: int, kind: int) -> socket.socket:
+        """Returns a non-blocking, unconnected socket; raises OSError, or a VpnError where it cannot make any."""
+
+
+class HostSockets:
+    """The `SocketSource` of the namespace that this process is in."""
+
+    async def open(self, family: int, kind: int) -> socket.socket:
+        sock = socket.socket(family, kind)
+        sock.setblocking(False)
+        return sock
+
+
+HOST = HostSockets()
+
+
+async def connect_first(endpoints: Sequence[Endpoint], source: SocketSource = HOST) -> socket.socket:
     """Returns a tuned, non-blocking TCP connection to the first of `endpoints` that answers.
 
-    Raises the most telling OSError of them all. It takes as long as the slowest: put a deadline around it.
+    Raises the most telling OSError of them all, or what `source` raises. It takes as long as the slowest: put a
+    deadline around it.
     """
     if len(endpoints) == 1:
-        return await _attempt(endpoints[0])
+        return await _attempt(endpoints[0], source)
     waiting = list(endpoints)
     attempts: set[asyncio.Task[socket.socket]] = set()
     errors: list[OSError] = []
     try:
         while waiting or attempts:
             if waiting:
-                attempts.add(asyncio.ensure_future(_attempt(waiting.pop(0))))
+                attempts.add(asyncio.ensure_future(_attempt(waiting.pop(0), source)))
             done, _ = await asyncio.wait(
                 attempts, timeout=_STAGGER_SECONDS if waiting else None, return_when=asyncio.FIRST_COMPLETED
             )
@@ -46,17 +71,35 @@ async def connect_first(endpoints: Sequence[Endpoint]) -> socket.socket:
     raise min(errors, key=_telling)
 
 
-async def _attempt(endpoint: Endpoint) -> socket.socket:
+async def _attempt(endpoint: Endpoint, source: SocketSource) -> socket.socket:
     family, address = endpoint
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock = await source.open(family, socket.SOCK_STREAM)
     try:
-        sock.setblocking(False)
         tune(sock)
         await asyncio.get_running_loop().sock_connect(sock, address)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+async def connect_datagrams(endpoints: Sequence[Endpoint], source: SocketSource = HOST) -> socket.socket:
+    """Returns a UDP socket that is connected to the first address to which there is a route.
+
+    No datagram tells more than that. Raises as `connect_first`.
+    """
+    failure: OSError | None = None
+    for family, address in endpoints:
+        sock = await source.open(family, socket.SOCK_DGRAM)
+        try:
+            sock.connect(address)
+        except OSError as error:
+            sock.close()
+            failure = failure or error
+        else:
+            return sock
+    assert failure is not None
+    raise failure
 
 
 def tune(sock: socket.socket) -> None:
@@ -69,7 +112,7 @@ def tune(sock: socket.socket) -> None:
 
 
 def _close_loser(task: asyncio.Task[socket.socket]) -> None:
-    with suppress(asyncio.CancelledError, OSError):
+    with suppress(asyncio.CancelledError, OSError, VpnError):
         task.result().close()
 
 

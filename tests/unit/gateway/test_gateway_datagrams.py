@@ -10,7 +10,7 @@ import pytest
 
 from htcondor_vpn.gateway import datagrams
 from htcondor_vpn.wire.capsules import encode
-from htcondor_vpn.wire.datagrams import DatagramPipe
+from htcondor_vpn.wire.datagrams import CapsulePipe
 
 UPGRADE = [("Connection", "Upgrade"), ("Upgrade", "connect-udp"), ("Capsule-Protocol", "?1")]
 
@@ -45,8 +45,8 @@ class Client:
 
     def __init__(self, stream, early):
         self.arrived = asyncio.Queue()
-        self.pipe = DatagramPipe(stream, self.arrived.put_nowait)
-        self.pipe.start(early)
+        self.pipe = CapsulePipe(stream, early)
+        self.pipe.start(self.arrived.put_nowait)
 
     async def echo(self, payload):
         assert self.pipe.send(payload)

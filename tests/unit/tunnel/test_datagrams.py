@@ -16,14 +16,13 @@ from htcondor_vpn.tunnel.datagrams import DatagramCarrier
 class Pipe:
     """Stands in for a `DatagramPipe`."""
 
-    def __init__(self, stream, take):
-        self.sent, self.take, self.closed = [], take, False
+    def __init__(self):
+        self.sent, self.closed = [], False
         self.last = asyncio.get_running_loop().time()
         self._over = asyncio.Event()
-        stream.append(self)
 
-    def start(self, early):
-        self.early = early
+    def start(self, take):
+        self.take = take
 
     def send(self, payload):
         self.last = asyncio.get_running_loop().time()
@@ -55,7 +54,6 @@ class Inside:
         self._queue = []
         self._readable, self._ring = socket.socketpair()
         self._readable.setblocking(False)
-        monkeypatch.setattr(datagrams, "DatagramPipe", Pipe)
         monkeypatch.setattr(datagrams, "receive", self._receive)
         monkeypatch.setattr(datagrams, "answer", lambda _, way, payload: self.answers.append((way, payload)))
         monkeypatch.setattr(datagrams, "refuse", lambda _, way, why, size: self.refusals.append((way, why, size)))
@@ -67,7 +65,8 @@ class Inside:
         await self.gate.wait()
         if self.failure is not None:
             raise self.failure
-        return self.pipes, b""
+        self.pipes.append(Pipe())
+        return self.pipes[-1]
 
     def _receive(self, _):
         if not self._queue:
