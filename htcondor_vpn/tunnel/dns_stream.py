@@ -14,10 +14,10 @@ _HEADER_BYTES = 12
 _MAX_IDLE = 16
 
 #: "NS of the root", recursion desired, as a probe: whatever the answer says, it comes from a name server.
-_PROBE = bytes.fromhex("7e57 0100 0001 0000 0000 0000 00 0002 0001")
+PROBE = bytes.fromhex("7e57 0100 0001 0000 0000 0000 00 0002 0001")
 
 
-class NameServer:
+class StreamNameServer:
     """One name server, reached by `connect`; one question at a time on each connection."""
 
     def __init__(self, host: str, port: int, connect: Connect) -> None:
@@ -43,7 +43,7 @@ class NameServer:
         """Asks on a new connection, since old ones may outlive what makes new ones; raises as `ask`."""
         connection = await self._connected()
         try:
-            await connection.exchange(_PROBE)
+            await connection.exchange(PROBE)
         finally:
             connection.stream.abort()
 

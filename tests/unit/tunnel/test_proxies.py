@@ -7,7 +7,7 @@ import pytest
 
 from htcondor_vpn.errors import ProxyRefused
 from htcondor_vpn.tunnel.carrier import FlowRefused
-from htcondor_vpn.tunnel.dns_stream import NameServer
+from htcondor_vpn.tunnel.dns_stream import StreamNameServer
 from htcondor_vpn.tunnel.http_proxy import HttpProxy
 from htcondor_vpn.tunnel.server import Server
 from htcondor_vpn.tunnel.socks5 import Socks5
@@ -174,7 +174,7 @@ def test_dns_over_tcp(pieces):
             return PlainStream(sock), b""
 
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        name_server = NameServer("127.0.0.1", 53, connect)
+        name_server = StreamNameServer("127.0.0.1", 53, connect)
         answers = [await name_server.ask(ident + bytes(15)) for ident in (b"ab", b"cd")]
         name_server.forget()
         server.close()
