@@ -32,7 +32,7 @@ RTM_NEWADDR = 20
 RTM_NEWROUTE = 24
 
 _IFF_UP = 1
-_IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_LINKINFO = 3, 4, 5, 18
+_IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_TXQLEN, _IFLA_LINKINFO = 3, 4, 5, 13, 18
 _IFLA_GROUP = 27
 _IFLA_STATS64, _IFLA_NET_NS_FD, _IFLA_NUM_TX_QUEUES, _IFLA_NUM_RX_QUEUES = 23, 28, 31, 32
 _IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
@@ -97,6 +97,12 @@ def set_up(index: int) -> Request:
     return Request(RTM_NEWLINK, 0, _link_header(index, _IFF_UP, _IFF_UP), f"set link {index} up")
 
 
+def set_up_as(index: int, *, mtu: int, queue_packets: int) -> Request:
+    """Sets a link up with this MTU (bytes) and room for so many packets that wait to be taken from it."""
+    body = _link_header(index, _IFF_UP, _IFF_UP) + attribute_u32(_IFLA_MTU, mtu)
+    return Request(RTM_NEWLINK, 0, body + attribute_u32(_IFLA_TXQLEN, queue_packets), f"set link {index} up")
+
+
 def set_group(index: int, group: int) -> Request:
     """Puts a link into a group, for `delete_group`."""
     body = _link_header(index) + attribute_u32(_IFLA_GROUP, group)
@@ -137,6 +143,12 @@ def add_route(destination: Network, gateway: Address, index: int) -> Request:
     """Routes `destination` through `gateway`, which is a neighbour on link `index`."""
     rest = attribute(_RTA_GATEWAY, gateway.packed) + attribute_u32(_RTA_OIF, index)
     return _route(destination, _RTN_UNICAST, rest, f"add the route to {destination} by {gateway}")
+
+
+def add_link_route(destination: Network, index: int) -> Request:
+    """Routes `destination` into link `index`, at whose other end everyone is (a tun)."""
+    rest = attribute_u32(_RTA_OIF, index)
+    return _route(destination, _RTN_UNICAST, rest, f"add the route to {destination} by link {index}")
 
 
 def add_local_route(destination: Network, source: Address, index: int) -> Request:

@@ -16,6 +16,9 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
+#: What makes a network of its own for an ordinary user, in the order in which the three can be entered.
+KINDS = ("user", "mnt", "net")
+
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 PR_CAP_AMBIENT = 47

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from htcondor_vpn.errors import LimitReached, VpnError
 from htcondor_vpn.linux.channel import Channel
+from htcondor_vpn.linux.descriptors import close_all_but
 
 #: A batch system signals every process of a job. These end when the supervisor does, and not before.
 IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -54,7 +55,7 @@ def fork_child(name: str, work: Callable[[Channel], None], mask: Iterable[int], 
         return Child(name, pid, os.pidfd_open(pid), ours)
     code = 1
     try:
-        _close_all_but({0, 1, 2, theirs.fileno(), *keep, *_log_descriptors()})
+        close_all_but({0, 1, 2, theirs.fileno(), *keep, *_log_descriptors()})
         os.setsid()
         for number in IGNORED:
             signal.signal(number, signal.SIG_IGN)
@@ -86,12 +87,3 @@ def _report(channel: Channel, error: VpnError) -> None:
 def _log_descriptors() -> set[int]:
     handlers = logging.getLogger().handlers
     return {handler.stream.fileno() for handler in handlers if isinstance(handler, logging.StreamHandler)}
-
-
-def _close_all_but(keep: set[int]) -> None:
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) not in keep:
-            try:
-                os.close(int(name))
-            except OSError:
-                continue  # the listing's own descriptor

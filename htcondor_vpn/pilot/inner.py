@@ -11,12 +11,10 @@ from htcondor_vpn.jobnet.broker import serve as serve_jobs
 from htcondor_vpn.linux import mounts
 from htcondor_vpn.linux.ancestry import Identity, identity, kill_within
 from htcondor_vpn.linux.channel import Channel
-from htcondor_vpn.linux.namespaces import CLONE_NEWNET, CLONE_NEWNS, new_user_namespace, setns
+from htcondor_vpn.linux.namespaces import CLONE_NEWNET, CLONE_NEWNS, KINDS, new_user_namespace, setns
 from htcondor_vpn.pilot.run_folder import RunFolder
 from htcondor_vpn.settings import Settings
 from htcondor_vpn.tunnel.catcher import catch
-
-_KINDS = ("user", "mnt", "net")  # in the order in which they can be entered
 
 #: Where the host's own name services listen. UNIX sockets cross network namespaces: they would answer for the host.
 _NAME_SERVICES = (Path("/run/nscd"), Path("/run/systemd/resolve"), Path("/run/avahi-daemon"))
@@ -32,7 +30,7 @@ class InnerNamespaces(NamedTuple):
     @classmethod
     def of(cls, pid: int) -> InnerNamespaces:
         """Opens those of a process; raises OSError."""
-        return cls(*(os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in _KINDS))
+        return cls(*(os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in KINDS))
 
     def enter(self) -> None:
         """Moves this process there, with the capabilities of their owner; raises OSError."""
