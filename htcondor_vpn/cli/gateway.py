@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 #: Options that set a knob for this run; those that may be given more than once make a list.
 _KNOBS = {
+    "kind": "GATEWAY_KIND",
     "dir": "GATEWAY_DIR",
     "listen": "GATEWAY_LISTEN",
     "allow": "GATEWAY_ALLOW",
@@ -82,6 +83,7 @@ def _add_common_options(parser: argparse.ArgumentParser, default: object) -> Non
 
 def _add_run_options(parser: argparse.ArgumentParser, default: object) -> None:
     _add_common_options(parser, default)
+    parser.add_argument("--kind", metavar="KIND", default=default, help="what to run (default: stream)")
     parser.add_argument(
         "--listen", metavar="HOST:PORT", action="append", default=default,
         help="where to listen; may be given more than once (default: port 8443 everywhere)",
@@ -99,7 +101,7 @@ def _add_run_options(parser: argparse.ArgumentParser, default: object) -> None:
 
 
 def _run(_args: argparse.Namespace, settings: Settings) -> int:
-    from htcondor_vpn.gateway import service
+    from htcondor_vpn.gateway import kinds
 
     logging.basicConfig(
         stream=sys.stderr,
@@ -108,7 +110,7 @@ def _run(_args: argparse.Namespace, settings: Settings) -> int:
     )
     for warning in settings.warnings:
         logging.warning("%s", warning)
-    service.run(settings, lambda line: print(line, flush=True))
+    kinds.run(settings, lambda line: print(line, flush=True))
     return 0
 
 
