@@ -117,7 +117,7 @@ class TokenUnusable(VpnError):
 
 
 class TokenNameError(VpnError):
-    """Gateway: a token's name is malformed, taken, or that of no token."""
+    """Gateway: the name of a token or of a denied pilot is malformed, taken, or that of none."""
 
     exit_code = 67  # EX_NOUSER
 

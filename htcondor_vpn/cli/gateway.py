@@ -6,13 +6,13 @@ import argparse
 import logging
 import os
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from htcondor_vpn import knob_values
-from htcondor_vpn.cli.output import say
+from htcondor_vpn.cli import gateway_deny
+from htcondor_vpn.cli.output import date, print_table, say
 from htcondor_vpn.config_sources import config_files
 from htcondor_vpn.errors import ProgramMissing, UsageError
 from htcondor_vpn.settings import PREFIX, Settings
@@ -42,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pin = verbs.add_parser("pin", help="print the pin by which pilots know this gateway")
     _add_run_options(pin, default=argparse.SUPPRESS)
     pin.set_defaults(act=_pin)
+    _add_token_verbs(verbs)
+    deny = verbs.add_parser("deny", help="refuse pilots whose credentials others have issued")
+    gateway_deny.add_verbs(deny, _add_common_options)
+
+
+def _add_token_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     token = verbs.add_parser("token", help="manage the tokens by which this gateway knows its pilots")
     verbs = token.add_subparsers(metavar="VERB", required=True)
 
@@ -162,9 +168,9 @@ def _token_revoke(args: argparse.Namespace, settings: Settings) -> int:
 
 def _token_list(_args: argparse.Namespace, settings: Settings) -> int:
     with _store(settings) as store:
-        rows = [(token.name, _date(token.created), _date(token.expires), "expired" if token.expired else "good")
+        rows = [(token.name, date(token.created), date(token.expires), "expired" if token.expired else "good")
                 for token in store.list()]  # fmt: skip
-    _print_table([("NAME", "MADE", "EXPIRES", "STATE"), *rows])
+    print_table([("NAME", "MADE", "EXPIRES", "STATE"), *rows])
     return 0
 
 
@@ -173,12 +179,3 @@ def _store(settings: Settings) -> TokenStore:
     from htcondor_vpn.gateway.tokens import TokenStore
 
     return TokenStore(open_folder(settings.gateway_dir))
-
-
-def _date(seconds: float) -> str:
-    return "never" if seconds == float("inf") else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
-
-
-def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    say("\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from collections.abc import Sequence
 
 
 def say(text: str) -> None:
@@ -23,3 +25,14 @@ def plain(text: str) -> str:
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
     encoding = sys.stdout.encoding or "utf-8"
     return shown.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def date(seconds: float) -> str:
+    """Writes a time in Unix seconds as UTC (RFC 3339), and math.inf as `never`."""
+    return "never" if seconds == float("inf") else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    """Prints `rows` of equal length, the first of which is the header, in columns."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    say("\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows))

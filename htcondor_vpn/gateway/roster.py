@@ -1,4 +1,4 @@
-"""Who is connected: the limits, and the end of those whose token ends."""
+"""Who is connected: the limits, and the end of those whose credential ends."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from htcondor_vpn.errors import VpnError
-from htcondor_vpn.gateway.tokens import Token, TokenStore
+from htcondor_vpn.gateway.gatekeeper import Gatekeeper
+from htcondor_vpn.gateway.identity import Identity
 from htcondor_vpn.wire.deadline import Deadline
 
 log = logging.getLogger(__name__)
 
-#: How often the token database is asked whether it changed: how long a revoked token's flows may go on.
+#: How often the database is asked whether it changed: how long the flows of a revoked credential may go on.
 _LOOK_SECONDS = 1.0
 
 
@@ -46,14 +47,14 @@ class Connected(Protocol):
 
 
 class Roster:
-    """The sessions, and under which token each stands."""
+    """The sessions, and whose each is."""
 
-    def __init__(self, limits: Limits, tokens: TokenStore) -> None:
+    def __init__(self, limits: Limits, gatekeeper: Gatekeeper) -> None:
         self.flows = 0
-        self._limits, self._tokens = limits, tokens
+        self._limits, self._gatekeeper = limits, gatekeeper
         self._sessions: set[Connected] = set()
-        self._digests: dict[Connected, bytes] = {}
-        self._by_digest: dict[bytes, set[Connected]] = {}
+        self._identities: dict[Connected, Identity] = {}
+        self._by_name: dict[str, set[Connected]] = {}
         self._changed = asyncio.Event()
 
     @property
@@ -73,26 +74,29 @@ class Roster:
         self._unbind(session)
         self._changed.set()
 
-    def bind(self, session: Connected, token: Token) -> Crowd | None:
-        """Puts a session under its token, where it stays for its later requests; or returns whose limit is reached."""
-        if self._digests.get(session) == token.digest:
-            return None
-        if len(self._sessions) > self._limits.connections:
-            return Crowd.GATEWAY
-        self._unbind(session)
-        if len(self._by_digest.get(token.digest, ())) >= self._limits.connections_per_token:
-            return Crowd.TOKEN
-        self._by_digest.setdefault(token.digest, set()).add(session)
-        self._digests[session] = token.digest
+    def bind(self, session: Connected, identity: Identity) -> Crowd | None:
+        """Puts a session under an identity, where it stays for its later requests; or returns whose limit is reached.
+
+        A later request may show a renewed credential of the same pilot.
+        """
+        known = self._identities.get(session)
+        if known is None or known.name != identity.name:
+            if len(self._sessions) > self._limits.connections:
+                return Crowd.GATEWAY
+            self._unbind(session)
+            if len(self._by_name.get(identity.name, ())) >= self._limits.connections_per_token:
+                return Crowd.TOKEN
+            self._by_name.setdefault(identity.name, set()).add(session)
+        self._identities[session] = identity
         return None
 
     def _unbind(self, session: Connected) -> None:
-        digest = self._digests.pop(session, None)
-        if digest is not None:
-            others = self._by_digest[digest]
+        identity = self._identities.pop(session, None)
+        if identity is not None:
+            others = self._by_name[identity.name]
             others.discard(session)
             if not others:
-                del self._by_digest[digest]
+                del self._by_name[identity.name]
 
     async def left(self, timeout_seconds: float) -> None:
         """Waits until a session leaves or the time is over."""
@@ -100,19 +104,20 @@ class Roster:
         with suppress(asyncio.TimeoutError), Deadline(timeout_seconds):
             await self._changed.wait()
 
-    async def watch_tokens(self) -> None:
-        """Cuts the sessions of tokens that were revoked or have expired; runs until cancelled.
+    async def watch_credentials(self) -> None:
+        """Cuts the sessions whose credential was revoked, or has expired; runs until cancelled.
 
-        A change by another process cannot be waited for in SQLite, so `PRAGMA data_version` is asked every second.
+        A change by another process cannot be waited for in SQLite, so it is asked every second whether there was one.
         """
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             try:
-                self._tokens.refresh()
+                self._gatekeeper.refresh()
             except VpnError as error:
                 log.error("%s", error)
                 continue
-            for digest in list(self._by_digest):
-                if self._tokens.current(digest) is None:
-                    for session in list(self._by_digest[digest]):
-                        session.cut("token_ended")
+            verdicts = {identity: self._gatekeeper.ended(identity) for identity in set(self._identities.values())}
+            for session, identity in list(self._identities.items()):
+                reason = verdicts[identity]
+                if reason is not None:
+                    session.cut(reason)

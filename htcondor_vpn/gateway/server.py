@@ -18,13 +18,13 @@ from typing import Any
 from htcondor_vpn.gateway.connector import Connector
 from htcondor_vpn.gateway.destinations import Policy, PublicPolicy
 from htcondor_vpn.gateway.families import Families
+from htcondor_vpn.gateway.gatekeeper import Gatekeeper
 from htcondor_vpn.gateway.listening import name_of
 from htcondor_vpn.gateway.names import Names
 from htcondor_vpn.gateway.own_resources import OwnResources
 from htcondor_vpn.gateway.resolver import Resolver
 from htcondor_vpn.gateway.roster import Limits, Roster
 from htcondor_vpn.gateway.session import Services, Session
-from htcondor_vpn.gateway.tokens import TokenStore
 from htcondor_vpn.wire.dialing import tune
 
 log = logging.getLogger(__name__)
@@ -39,21 +39,21 @@ class Gateway:
     def __init__(
         self,
         context: ssl.SSLContext,
-        tokens: TokenStore,
+        gatekeeper: Gatekeeper,
         policy: Policy,
         limits: Limits,
         *,
         resolver: Resolver | None = None,
         families: Families | None = None,
     ) -> None:
-        roster = Roster(limits, tokens)
+        roster = Roster(limits, gatekeeper)
         resources = OwnResources(
             families or Families(policy if isinstance(policy, PublicPolicy) else PublicPolicy()),
             resolver or Resolver(),
             lambda: roster.flows,
         )
         connector = Connector(policy, Names(), limits.connect_seconds)
-        self._services = Services(context, limits, tokens, roster, connector, resources)
+        self._services = Services(context, limits, gatekeeper, roster, connector, resources)
         self._tasks: dict[asyncio.Task[None], Session] = {}
         self._stop, self._kill = asyncio.Event(), asyncio.Event()
 
@@ -75,7 +75,7 @@ class Gateway:
         """Serves what comes in on `listeners`, which it closes at the end."""
         loop = asyncio.get_running_loop()
         stopped = loop.create_task(self._stop.wait())
-        watch = loop.create_task(self._services.roster.watch_tokens())
+        watch = loop.create_task(self._services.roster.watch_credentials())
         accepting = [loop.create_task(self._accept(listener)) for listener in listeners]
         try:
             await asyncio.wait([stopped, watch, *accepting], return_when=asyncio.FIRST_COMPLETED)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 from collections.abc import Callable
 from ipaddress import ip_address
 
 from htcondor_vpn.errors import ConfigError
+from htcondor_vpn.gateway.admission import gatekeeper
 from htcondor_vpn.gateway.credentials import Credentials, given_credentials, own_credentials
 from htcondor_vpn.gateway.destinations import PublicPolicy
 from htcondor_vpn.gateway.folder import open_folder
 from htcondor_vpn.gateway.listening import listen, name_of, raise_descriptor_limit
 from htcondor_vpn.gateway.roster import Limits
 from htcondor_vpn.gateway.server import Gateway
-from htcondor_vpn.gateway.tokens import TokenStore
 from htcondor_vpn.settings import Settings
-
-log = logging.getLogger(__name__)
 
 
 def credentials(settings: Settings) -> Credentials:
@@ -48,14 +45,11 @@ def run(settings: Settings, announce: Callable[[str], None]) -> None:
         connections_per_token=min(connections, settings.gateway_connections_per_token),
         grace_seconds=settings.gateway_grace_period,
     )
-    tokens = TokenStore(settings.gateway_dir)
-    try:
-        if not tokens.list():
-            log.warning("there are no tokens yet: `htcondor-vpn gateway token add NAME` makes one")
+    with gatekeeper(settings) as keeper:
         listeners = listen(settings.gateway_listen)
 
         async def serve() -> None:
-            gateway = Gateway(context, tokens, PublicPolicy(settings.gateway_allow), limits)
+            gateway = Gateway(context, keeper, PublicPolicy(settings.gateway_allow), limits)
             gateway.stop_on_signals()
             for listener in listeners:
                 announce(f"listening on {name_of(listener.getsockname())}")
@@ -64,8 +58,6 @@ def run(settings: Settings, announce: Callable[[str], None]) -> None:
             await gateway.serve(listeners)
 
         asyncio.run(serve())
-    finally:
-        tokens.close()
 
 
 def _names(settings: Settings) -> list[str]:

@@ -1,6 +1,6 @@
 """One connection of a pilot, from the handshake to its end.
 
-Until the handshake and the first head are through there is a deadline; until the token is known to be good nothing is
+Until the handshake and the first head are through there is a deadline; until the pilot is known nothing is
 done for the peer; and a CONNECT, or an upgrade to UDP, turns the connection into one flow for the rest of its life.
 """
 
@@ -22,9 +22,10 @@ from htcondor_vpn.gateway.datagrams import GRANTED, parse_request, relay_datagra
 from htcondor_vpn.gateway.destinations import Address, parse_target
 from htcondor_vpn.gateway.exchange import BadRequest, Exchange, Head
 from htcondor_vpn.gateway.forward import Origin, forward
+from htcondor_vpn.gateway.gatekeeper import Gatekeeper
+from htcondor_vpn.gateway.identity import CredentialRefused, Identity, Presented
 from htcondor_vpn.gateway.own_resources import OwnResources
 from htcondor_vpn.gateway.roster import Limits, Roster
-from htcondor_vpn.gateway.tokens import Token, TokenStore
 from htcondor_vpn.wire.datagrams import TARGET_PREFIX
 from htcondor_vpn.wire.deadline import Deadline
 from htcondor_vpn.wire.http import ProtocolError
@@ -44,7 +45,7 @@ class Services:
 
     context: ssl.SSLContext
     limits: Limits
-    tokens: TokenStore
+    gatekeeper: Gatekeeper
     roster: Roster
     connector: Connector
     resources: OwnResources
@@ -102,19 +103,19 @@ class Session:
                 head = await self._next_head(exchange)
                 if head is None:
                     break
-                token = await self._admitted(exchange, head)
-                if token is None:
+                pilot = await self._admitted(exchange, head)
+                if pilot is None:
                     break
                 if head.method == "CONNECT":
-                    if await self._connect(exchange, head.target, token):
+                    if await self._connect(exchange, head.target, pilot):
                         return
                 elif head.target.startswith(TARGET_PREFIX):
-                    if await self._datagrams(exchange, head, token):
+                    if await self._datagrams(exchange, head, pilot):
                         return
                 elif head.target.startswith("/"):
                     await self._services.resources.answer(exchange, head)
                 else:
-                    await self._forward(exchange, head, token)
+                    await self._forward(exchange, head, pilot)
             except BadRequest as error:
                 log.debug("peer=%s a bad request: %s", self._peer, error)
                 if exchange.answerable:
@@ -151,40 +152,40 @@ class Session:
         with Deadline(self._services.limits.head_seconds):
             return await exchange.head()
 
-    async def _admitted(self, exchange: Exchange, head: Head) -> Token | None:
-        """Returns the token under which this request is served, or answers why it is not."""
+    async def _admitted(self, exchange: Exchange, head: Head) -> Identity | None:
+        """Returns the pilot for whom this request is served, or answers why it is not."""
         proxied = not head.target.startswith("/")
-        presented = _bearer(head, "proxy-authorization")
-        if presented is None and (head.method == "CONNECT" or not proxied):
+        bearer = _bearer(head, "proxy-authorization")
+        if bearer is None and (head.method == "CONNECT" or not proxied):
             # In a request to be passed on, Authorization is meant for the server.
-            presented = _bearer(head, "authorization")
+            bearer = _bearer(head, "authorization")
         try:
-            token = None if presented is None else self._services.tokens.verify(presented)
+            pilot = self._services.gatekeeper.admit(Presented(bearer, exchange.stream.peer_certificate))
         except VpnError as error:
             log.error("%s", error)
             await exchange.answer(503, _RETRY_LATER, close=True)
             return None
-        if token is None:
-            log.info("peer=%s is refused: %s token", self._peer, "no" if presented is None else "not a good")
-            challenge = _CHALLENGE if presented is None else f'{_CHALLENGE}, error="invalid_token"'
+        except CredentialRefused as refusal:
+            log.info("peer=%s is refused: %s", self._peer, refusal)
+            challenge = _CHALLENGE if bearer is None else f'{_CHALLENGE}, error="invalid_token"'
             name = "Proxy-Authenticate" if proxied else "WWW-Authenticate"
             await exchange.answer(407 if proxied else 401, [(name, challenge)], close=True)
             return None
-        crowd = self._services.roster.bind(self, token)
+        crowd = self._services.roster.bind(self, pilot)
         if crowd is not None:
-            log.warning("pilot=%s is turned away: too many connections of the %s", token.name, crowd.name.lower())
+            log.warning("pilot=%s is turned away: too many connections of the %s", pilot.name, crowd.name.lower())
             body = f"too many connections of the {crowd.name.lower()}\n".encode()
             await exchange.answer(crowd.value, _RETRY_LATER, body, close=True)
             return None
-        return token
+        return pilot
 
-    async def _connect(self, exchange: Exchange, target: str, token: Token) -> bool:
+    async def _connect(self, exchange: Exchange, target: str, pilot: Identity) -> bool:
         """Serves a CONNECT; returns whether the connection became the flow's, which has ended then."""
         try:
             host, port = parse_target(target)
         except ValueError as error:
             raise BadRequest(str(error)) from error
-        with self._flow(token, target) as flow:
+        with self._flow(pilot, target) as flow:
             try:
                 plain = await self._connected(self._services.connector.connect(host, port), flow)
             except Unreachable as error:
@@ -196,10 +197,10 @@ class Session:
                 await relay(exchange.stream, plain, early, flow.traffic)
         return True
 
-    async def _datagrams(self, exchange: Exchange, head: Head, token: Token) -> bool:
+    async def _datagrams(self, exchange: Exchange, head: Head, pilot: Identity) -> bool:
         """Serves a request for UDP; returns whether the connection was upgraded, and has ended then."""
         host, port = parse_request(head)
-        with self._flow(token, f"{_shown(host)}:{port}/udp") as flow:
+        with self._flow(pilot, f"{_shown(host)}:{port}/udp") as flow:
             try:
                 far = await self._connected(self._services.connector.connect_datagrams(host, port), flow)
             except Unreachable as error:
@@ -211,12 +212,12 @@ class Session:
                 await relay_datagrams(exchange.stream, early, far, flow.traffic)
         return True
 
-    async def _forward(self, exchange: Exchange, head: Head, token: Token) -> None:
+    async def _forward(self, exchange: Exchange, head: Head, pilot: Identity) -> None:
         try:
             origin = Origin(head.target)
         except ValueError as error:
             raise BadRequest(str(error)) from error
-        with self._flow(token, f"{origin.host}:{origin.port}") as flow:
+        with self._flow(pilot, f"{origin.host}:{origin.port}") as flow:
             try:
                 connecting = self._services.connector.connect(origin.host, origin.port)
                 with await self._connected(connecting, flow) as plain:
@@ -236,7 +237,7 @@ class Session:
         return plain
 
     @contextmanager
-    def _flow(self, token: Token, target: str) -> Iterator[_Flow]:
+    def _flow(self, pilot: Identity, target: str) -> Iterator[_Flow]:
         """Counts a flow while it lasts, and writes its line into the log at its end."""
         flow = _Flow(Traffic())
         started = time.monotonic()
@@ -251,7 +252,7 @@ class Session:
             outcome = self._cut_reason or flow.outcome or ("reset" if flow.traffic.reset else "closed")
             log.info(
                 "flow pilot=%s to=%s via=%s bytes_up=%d bytes_down=%d seconds=%.3f outcome=%s",
-                token.name, target, flow.via or "-", flow.traffic.bytes_to_plain, flow.traffic.bytes_from_plain,
+                pilot.name, target, flow.via or "-", flow.traffic.bytes_to_plain, flow.traffic.bytes_from_plain,
                 time.monotonic() - started, outcome,
             )  # fmt: skip
 

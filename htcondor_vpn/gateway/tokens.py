@@ -1,4 +1,4 @@
-"""The pilots' bearer tokens (RFC 6750), in SQLite: the command line writes while the gateway reads.
+"""The pilots' bearer tokens (RFC 6750) that this gateway makes itself.
 
 Only a token's SHA-256 is kept. A token is 32 random bytes, so that neither a salt nor a slow hash would add anything.
 """
@@ -14,10 +14,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from htcondor_vpn.errors import GatewayFolderError, TokenNameError
+from htcondor_vpn.errors import TokenNameError
+from htcondor_vpn.gateway.database import Database
+from htcondor_vpn.gateway.identity import CredentialRefused, Identity, Presented
 
-FILE = "tokens.db"
-_BUSY_SECONDS = 10.0
+KIND = "token"
 _SCHEMA = """CREATE TABLE IF NOT EXISTS tokens (
     digest BLOB PRIMARY KEY, name TEXT NOT NULL UNIQUE, created REAL NOT NULL, expires REAL NOT NULL
 ) WITHOUT ROWID"""
@@ -38,23 +39,14 @@ class Token:
 
 
 class TokenStore:
-    """The tokens in `folder`; one object belongs to one thread. Every method raises `GatewayFolderError`."""
+    """The tokens in `folder`, and the `Authenticator` of them; one object belongs to one thread.
+
+    Every method raises `GatewayFolderError`.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / FILE
-        self._version = -1
         self._known: dict[bytes, Token] = {}
-        try:
-            self._path.touch(mode=0o600)
-            self._database = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None)
-            try:
-                self._database.execute("PRAGMA journal_mode = WAL")
-                self._database.execute(_SCHEMA)
-            except BaseException:
-                self._database.close()
-                raise
-        except (OSError, sqlite3.Error) as error:
-            raise self._failure(error) from error
+        self._database = Database(folder, _SCHEMA)
 
     def close(self) -> None:
         self._database.close()
@@ -76,26 +68,18 @@ class TokenStore:
         token, now = secrets.token_urlsafe(32), time.time()
         expires = math.inf if lifetime_seconds is None else now + lifetime_seconds
         try:
-            with self._database:
-                self._database.execute("BEGIN IMMEDIATE")
-                self._database.execute("DELETE FROM tokens WHERE name = ? AND expires <= ?", (name, now))
-                self._database.execute("INSERT INTO tokens VALUES (?, ?, ?, ?)", (_digest(token), name, now, expires))
+            self._database.write(
+                ("DELETE FROM tokens WHERE name = ? AND expires <= ?", (name, now)),
+                ("INSERT INTO tokens VALUES (?, ?, ?, ?)", (_digest(token), name, now, expires)),
+            )
         except sqlite3.IntegrityError:
             raise TokenNameError(f"{name} has a token already", "revoke it first, or choose another name") from None
-        except sqlite3.Error as error:
-            raise self._failure(error) from error
-        self._version = -1
         return token
 
     def revoke(self, name: str) -> None:
         """Ends the token of the pilot `name`; raises `TokenNameError` if it has none."""
-        try:
-            gone = self._database.execute("DELETE FROM tokens WHERE name = ?", (name,)).rowcount
-        except sqlite3.Error as error:
-            raise self._failure(error) from error
-        if not gone:
+        if not self._database.write(("DELETE FROM tokens WHERE name = ?", (name,))):
             raise TokenNameError(f"there is no token of the name {name}", "see `htcondor-vpn gateway token list`")
-        self._version = -1
 
     def list(self) -> list[Token]:
         """Returns all tokens by name, the expired ones too."""
@@ -105,26 +89,25 @@ class TokenStore:
     def verify(self, token: str) -> Token | None:
         """Returns what is kept of `token` if it is good now, else None."""
         self.refresh()
-        return self.current(_digest(token))
-
-    def current(self, digest: bytes) -> Token | None:
-        """Returns the token of this digest if it is good according to the last `refresh`, else None."""
-        found = self._known.get(digest)
+        found = self._known.get(_digest(token))
         return None if found is None or found.expired else found
+
+    def identify(self, presented: Presented) -> Identity | None:
+        if presented.bearer is None or "." in presented.bearer:  # a JSON Web Token
+            return None
+        token = self.verify(presented.bearer)
+        if token is None:
+            raise CredentialRefused("not a good token")
+        return Identity(KIND, token.name, token.digest, token.expires)
+
+    def revoked(self, identity: Identity) -> bool:
+        return identity.kind == KIND and identity.credential not in self._known
 
     def refresh(self) -> None:
         """Reads the tokens again if they were changed, by another process too; else it costs a few microseconds."""
-        try:
-            (version,) = self._database.execute("PRAGMA data_version").fetchone()
-            if version != self._version:
-                rows = self._database.execute("SELECT digest, name, created, expires FROM tokens")
-                self._known = {row[0]: Token(*row) for row in rows}
-                self._version = version
-        except sqlite3.Error as error:
-            raise self._failure(error) from error
-
-    def _failure(self, error: Exception) -> GatewayFolderError:
-        return GatewayFolderError(f"{self._path} cannot be used: {error}", "check the folder's owner and the disk")
+        if self._database.changed():
+            rows = self._database.rows("SELECT digest, name, created, expires FROM tokens")
+            self._known = {row[0]: Token(*row) for row in rows}
 
 
 def _digest(token: str) -> bytes:

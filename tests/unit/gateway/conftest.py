@@ -14,7 +14,10 @@ from dataclasses import replace
 import pytest
 
 from htcondor_vpn.gateway.credentials import own_credentials
+from htcondor_vpn.gateway.deny_list import DenyList
 from htcondor_vpn.gateway.folder import open_folder
+from htcondor_vpn.gateway.gatekeeper import Gatekeeper
+from htcondor_vpn.gateway.leases import Leases
 from htcondor_vpn.gateway.listening import listen
 from htcondor_vpn.gateway.roster import Limits
 from htcondor_vpn.gateway.server import Gateway
@@ -50,11 +53,13 @@ class Running:
         self.credentials = own_credentials(self.folder, ["localhost", "127.0.0.1"])
         self.tokens = TokenStore(self.folder)
         self.token = self.tokens.add("alice")
+        self.deny_list, self.leases = DenyList(self.folder), Leases(self.folder)
         self.trust = Trust(pins=(self.credentials.pin,))
         self._opened = []
 
-    async def start(self, limits, policy, **options):
-        self.gateway = Gateway(self.credentials.server_context(), self.tokens, policy, limits, **options)
+    async def start(self, limits, policy, authenticators=(), **options):
+        keeper = Gatekeeper([self.tokens, *authenticators], self.deny_list, self.leases)
+        self.gateway = Gateway(self.credentials.server_context(), keeper, policy, limits, **options)
         (self.listener,) = listen([("127.0.0.1", 0)])
         self.port = self.listener.getsockname()[1]
         self.serving = asyncio.ensure_future(self.gateway.serve([self.listener]))
@@ -65,7 +70,8 @@ class Running:
         self.gateway.stop()
         self.gateway.stop()
         await self.serving
-        self.tokens.close()
+        for store in (self.tokens, self.deny_list, self.leases):
+            store.close()
 
     async def raw(self):
         """A TCP connection to the gateway."""
@@ -105,13 +111,13 @@ class Running:
 
 @pytest.fixture
 def running(tmp_path):
-    """Starts a gateway: `async with running() as gateway`. Options: limits as keywords, policy, resolver."""
+    """Starts a gateway: `async with running() as gateway`. Options: limits as keywords, policy, resolver, …"""
     numbers = itertools.count()
 
     @contextlib.asynccontextmanager
-    async def start(*, policy=None, resolver=None, families=None, **limits):
+    async def start(*, policy=None, resolver=None, families=None, authenticators=(), **limits):
         gateway = Running(tmp_path / f"gateway-{next(numbers)}")
-        options = {"resolver": resolver, "families": families}
+        options = {"resolver": resolver, "families": families, "authenticators": authenticators}
         await gateway.start(replace(Limits(grace_seconds=5), **limits), policy or LoopbackOnly(), **options)
         try:
             yield gateway

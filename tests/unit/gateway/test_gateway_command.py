@@ -99,6 +99,16 @@ def test_tokens(command, tmp_path):
     assert (again.returncode, again.stderr.count("\n")) == (67, 1)
 
 
+def test_denials(command):
+    assert command("deny", "add", "jti:1234", "idtoken:pilot@pool").returncode == 0
+    rows = [line.split()[0] for line in command("deny", "list").stdout.splitlines()]
+    assert rows == ["NAME", "idtoken:pilot@pool", "jti:1234"]
+    assert command("deny", "remove", "jti:1234").returncode == 0
+    again = command("deny", "remove", "jti:1234")
+    assert (again.returncode, again.stderr.count("\n")) == (67, 1)
+    assert command("deny", "add", "two words").returncode == 67
+
+
 def test_a_token_that_cannot_be_written_is_no_token(command, tmp_path):
     failed = command("token", "add", "alice", "-o", str(tmp_path / "nowhere" / "token"))
     assert (failed.returncode, failed.stderr.count("\n"), failed.stdout) == (73, 1, "")

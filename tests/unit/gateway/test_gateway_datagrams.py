@@ -192,7 +192,7 @@ async def test_a_revoked_token_cuts_it(running, flow_lines):
         assert await client.pipe.ended(5)
         assert client.pipe.broken
         await eventually(flow_lines)
-    assert "outcome=token_ended" in flow_lines()[0]
+    assert "outcome=credential_revoked" in flow_lines()[0]
 
 
 async def test_an_idle_one_ends_cleanly(running, monkeypatch, flow_lines):

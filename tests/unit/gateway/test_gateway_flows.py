@@ -6,9 +6,13 @@ import os
 import random
 import socket
 import struct
+import time
+from types import SimpleNamespace
 
 import pytest
+from vouching import Vouching
 
+from htcondor_vpn.gateway.deny_list import DenyList
 from htcondor_vpn.gateway.destinations import PublicPolicy
 from htcondor_vpn.wire.tls import reset
 
@@ -300,7 +304,7 @@ async def test_a_revoked_token_cuts_its_flows_and_no_others(running, echo_port, 
         await send_in_turns(bobs, b"x" * 100_000)
         await eventually(flow_lines)
     assert "pilot=alice" in flow_lines()[0]
-    assert "outcome=token_ended" in flow_lines()[0]
+    assert "outcome=credential_revoked" in flow_lines()[0]
 
 
 async def test_an_expired_token_cuts_its_flows(running, echo_port):
@@ -395,3 +399,37 @@ async def test_a_session_reports_its_own_end_of_descriptors(running, monkeypatch
         monkeypatch.setattr("htcondor_vpn.gateway.connector.socket.socket", none_left)
         answer = await gateway.ask(client, "CONNECT", "127.0.0.1:80")
         assert (answer.status, answer.headers["proxy-status"]) == (503, "htcondor-vpn; error=proxy_internal_error")
+
+
+async def test_a_denied_pilots_flows_are_cut(running, echo_port, flow_lines):
+    async with running(authenticators=[Vouching()]) as gateway, echo_port() as port:
+        bob = await gateway.flow(port, token="other.bob")
+        carol = await gateway.flow(port, token="other.carol")
+        with DenyList(gateway.folder) as command:
+            command.add("mark:bob")
+        with pytest.raises(ConnectionResetError):
+            await bob.read()
+        await carol.write(b"still here")
+        assert await carol.read() == b"still here"
+        client = await gateway.client()
+        assert (await gateway.ask(client, "GET", "/.well-known/htcondor-vpn", token="other.bob")).status == 401
+        await eventually(flow_lines)
+    assert "pilot=other:bob" in flow_lines()[0]
+    assert "outcome=credential_revoked" in flow_lines()[0]
+
+
+async def test_a_flow_ends_with_its_pilots_last_credential(running, echo_port, flow_lines, monkeypatch):
+    async with running(authenticators=[Vouching()]) as gateway, echo_port() as port:
+        now = time.time()
+        ending = await gateway.flow(port, token=f"other.bob.{now + 100}")
+        renewed = await gateway.flow(port, token=f"other.carol.{now + 100}")
+        client = await gateway.client()
+        target = "/.well-known/htcondor-vpn"
+        assert (await gateway.ask(client, "GET", target, token=f"other.carol.{now + 600}")).status == 200
+        monkeypatch.setattr("htcondor_vpn.gateway.gatekeeper.time", SimpleNamespace(time=lambda: now + 101))
+        with pytest.raises(ConnectionResetError):
+            await ending.read()
+        await renewed.write(b"still here")
+        assert await renewed.read() == b"still here"
+        await eventually(flow_lines)
+    assert "outcome=credential_expired" in flow_lines()[0]

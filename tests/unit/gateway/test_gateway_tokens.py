@@ -103,14 +103,14 @@ def test_verifying_is_cheap(store):
     token = store.add("alice")
     store.verify(token)
     statements = []
-    store._database.set_trace_callback(statements.append)
+    store._database._connection.set_trace_callback(statements.append)
     for _ in range(100):
         store.verify(token)
     assert set(statements) == {"PRAGMA data_version"}
 
 
 def test_a_locked_database_is_one_error(store, tmp_path, monkeypatch):
-    monkeypatch.setattr("htcondor_vpn.gateway.tokens._BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("htcondor_vpn.gateway.database._BUSY_SECONDS", 0.05)
     blocker = sqlite3.connect(tmp_path / "tokens.db", isolation_level=None)
     with TokenStore(tmp_path) as other:
         blocker.execute("BEGIN IMMEDIATE")

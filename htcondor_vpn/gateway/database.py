@@ -1,0 +1,69 @@
+"""The gateway's SQLite database: the command line writes while every process of the gateway reads."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from htcondor_vpn.errors import GatewayFolderError
+
+FILE = "tokens.db"
+_BUSY_SECONDS = 10.0
+
+
+class Database:
+    """One connection to the database in `folder`, for one thread. What fails raises `GatewayFolderError`."""
+
+    def __init__(self, folder: Path, schema: str) -> None:
+        self._path = folder / FILE
+        self._version = -1
+        with self._failures():
+            self._path.touch(mode=0o600)
+            self._connection = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None)
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                self._connection.execute(schema)
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def changed(self) -> bool:
+        """Tells whether anything was written since this was asked last, by another connection or a `write` of ours."""
+        with self._failures():
+            (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+        changed, self._version = version != self._version, version
+        return bool(changed)
+
+    def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Returns what `query` finds."""
+        with self._failures():
+            return list(self._connection.execute(query, values))
+
+    def write(self, *statements: tuple[str, tuple[Any, ...]]) -> int:
+        """Executes all of `statements` or none; returns how many rows the last one changed.
+
+        Raises sqlite3.IntegrityError where a constraint does not hold.
+        """
+        count = 0
+        with self._failures(), self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            for statement, values in statements:
+                count = self._connection.execute(statement, values).rowcount
+        self._version = -1
+        return count
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.IntegrityError:
+            raise
+        except (OSError, sqlite3.Error) as error:
+            cause = f"{self._path} cannot be used: {error}"
+            raise GatewayFolderError(cause, "check the folder's owner and the disk") from error
