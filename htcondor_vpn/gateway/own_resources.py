@@ -15,6 +15,7 @@ from htcondor_vpn.gateway import resolver
 from htcondor_vpn.gateway.exchange import Exchange, Head
 from htcondor_vpn.gateway.families import Families
 from htcondor_vpn.gateway.resolver import Resolver
+from htcondor_vpn.gateway.standing import Standing
 from htcondor_vpn.wire.deadline import Deadline
 
 STATE = "/.well-known/htcondor-vpn"
@@ -30,10 +31,10 @@ _VERSION = version("htcondor-vpn")
 
 
 class OwnResources:
-    """Answers requests for the gateway's own resources; `flows` tells how many flows there are."""
+    """Answers requests for the gateway's own resources; `standing` tells how it stands now."""
 
-    def __init__(self, families: Families, dns: Resolver, flows: Callable[[], int]) -> None:
-        self._families, self._resolver, self._flows = families, dns, flows
+    def __init__(self, families: Families, dns: Resolver, standing: Callable[[], Standing]) -> None:
+        self._families, self._resolver, self._standing = families, dns, standing
         self._handlers: dict[str, dict[str, Callable[[Exchange, Head], Awaitable[None]]]] = {
             STATE: {"GET": self._state},
             SPEED: {"GET": self._send_bytes, "POST": self._take_bytes},
@@ -53,11 +54,14 @@ class OwnResources:
                 await handlers[head.method](exchange, head)
 
     async def _state(self, exchange: Exchange, _head: Head) -> None:
+        standing = self._standing()
         state = {
             "version": _VERSION,
             "families": self._families.routed(),
             "udp": True,
-            "flows": self._flows(),
+            "flows": standing.flows,
+            "load": round(standing.load, 3),
+            "draining": standing.draining,
             "time": round(time.time(), 3),
         }
         await exchange.answer_json(200, state)

@@ -12,6 +12,7 @@ from typing import Protocol
 from htcondor_vpn.errors import VpnError
 from htcondor_vpn.gateway.gatekeeper import Gatekeeper
 from htcondor_vpn.gateway.identity import Identity
+from htcondor_vpn.gateway.standing import Standing
 from htcondor_vpn.wire.deadline import Deadline
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class Roster:
 
     def __init__(self, limits: Limits, gatekeeper: Gatekeeper) -> None:
         self.flows = 0
+        self.draining = False  # whether flows are begun no more
         self._limits, self._gatekeeper = limits, gatekeeper
         self._sessions: set[Connected] = set()
         self._identities: dict[Connected, Identity] = {}
@@ -65,6 +67,15 @@ class Roster:
     def closed(self) -> bool:
         """Whether there is not even room to turn anyone away: the others wait in the listening sockets' queues."""
         return len(self._sessions) >= self._limits.connections + 64
+
+    def standing(self) -> Standing:
+        """How this process stands."""
+        return Standing(self.flows, min(1.0, len(self._sessions) / self._limits.connections), self.draining)
+
+    async def without_flows(self) -> None:
+        """Waits until there is no flow."""
+        while self.flows:
+            await self.left(_LOOK_SECONDS)
 
     def enter(self, session: Connected) -> None:
         self._sessions.add(session)

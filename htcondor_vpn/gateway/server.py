@@ -50,12 +50,12 @@ class Gateway:
         resources = OwnResources(
             families or Families(policy if isinstance(policy, PublicPolicy) else PublicPolicy()),
             resolver or Resolver(),
-            lambda: roster.flows,
+            roster.standing,
         )
         connector = Connector(policy, Names(), limits.connect_seconds)
         self._services = Services(context, limits, gatekeeper, roster, connector, resources)
         self._tasks: dict[asyncio.Task[None], Session] = {}
-        self._stop, self._kill = asyncio.Event(), asyncio.Event()
+        self._stop, self._kill, self._draining = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     @property
     def roster(self) -> Roster:
@@ -64,6 +64,11 @@ class Gateway:
     def stop(self) -> None:
         """Ends the gateway: the first time it lets flows go on for the grace period, the second time it does not."""
         (self._kill if self._stop.is_set() else self._stop).set()
+
+    def drain(self) -> None:
+        """Begins no flow any more, and ends the gateway when the last one has ended; probes are answered till then."""
+        self.roster.draining = True
+        self._draining.set()
 
     def stop_on_signals(self) -> None:
         """Makes SIGTERM and SIGINT call `stop`."""
@@ -75,17 +80,18 @@ class Gateway:
         """Serves what comes in on `listeners`, which it closes at the end."""
         loop = asyncio.get_running_loop()
         stopped = loop.create_task(self._stop.wait())
+        drained = loop.create_task(self._drained())
         watch = loop.create_task(self._services.roster.watch_credentials())
         accepting = [loop.create_task(self._accept(listener)) for listener in listeners]
         try:
-            await asyncio.wait([stopped, watch, *accepting], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([stopped, drained, watch, *accepting], return_when=asyncio.FIRST_COMPLETED)
             outcomes = await _cancelled(accepting)
             for listener in listeners:
                 listener.close()
-            await self._drain()
-            outcomes += await _cancelled([stopped, watch])
+            await self._end_sessions()
+            outcomes += await _cancelled([stopped, drained, watch])
         finally:
-            await _cancelled([stopped, watch, *accepting])
+            await _cancelled([stopped, drained, watch, *accepting])
             for listener in listeners:
                 listener.close()
         for outcome in outcomes:
@@ -127,7 +133,14 @@ class Gateway:
         if not task.cancelled() and task.exception() is not None:
             log.error("a session failed", exc_info=task.exception())
 
-    async def _drain(self) -> None:
+    async def _drained(self) -> None:
+        """Returns once `drain` was called and the last flow has ended."""
+        await self._draining.wait()
+        for session in list(self._tasks.values()):
+            session.leave_if_idle()
+        await self.roster.without_flows()
+
+    async def _end_sessions(self) -> None:
         """Lets the sessions end: first by themselves, then not."""
         for session in list(self._tasks.values()):
             session.finish()

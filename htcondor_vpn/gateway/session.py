@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 _CHALLENGE = 'Bearer realm="htcondor-vpn"'
 _RETRY_LATER = [("Retry-After", "5")]
+_DRAINING = ("Proxy-Status", 'htcondor-vpn; error=proxy_internal_error; details="draining"')
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,11 @@ class Session:
         if self._waiting and self._task is not None:
             self._task.cancel()
 
+    def leave_if_idle(self) -> None:
+        """Ends the session if it waits for a request, so that the pilot comes again and learns how things stand."""
+        if self._waiting:
+            self.finish()
+
     async def run(self) -> None:
         """Serves the connection until it ends. Never raises but for a bug, or asyncio.CancelledError after `cut`."""
         self._task = asyncio.current_task()
@@ -105,6 +111,9 @@ class Session:
                     break
                 pilot = await self._admitted(exchange, head)
                 if pilot is None:
+                    break
+                if self._services.roster.draining and not _for_ourselves(head):
+                    await exchange.answer(503, [_DRAINING, *_RETRY_LATER], b"this gateway drains\n", close=True)
                     break
                 if head.method == "CONNECT":
                     if await self._connect(exchange, head.target, pilot):
@@ -262,6 +271,11 @@ class _Flow:
     traffic: Traffic
     via: str = ""
     outcome: str = ""
+
+
+def _for_ourselves(head: Head) -> bool:
+    """Whether a request is for one of the gateway's own resources, which do not begin a flow."""
+    return head.target.startswith("/") and not head.target.startswith(TARGET_PREFIX)
 
 
 def _shown(host: Address | str) -> str:

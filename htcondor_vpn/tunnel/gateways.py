@@ -77,6 +77,17 @@ class Gateway:
             "check that it runs, and that this node may connect to it",
         )
 
+    def _refusal(self, answer: Response) -> FlowRefused | GatewayUnreachable:
+        """What an answer that grants no flow means; that of a gateway which is full, or drains, is none about the
+        destination, and another gateway may be tried."""
+        reason = answer.headers.get("proxy-status", "")
+        if answer.status in (429, 503):
+            return GatewayUnreachable(
+                f"the gateway {self.name} takes no flow now: {reason or f'it answered {answer.status}'}",
+                "see its log; more gateways in HTCONDOR_VPN_GATEWAYS would share the flows",
+            )
+        return FlowRefused(answer.status, reason)
+
     async def open_flow(self, address: Address, port: int) -> tuple[Stream, bytes]:
         """Opens a flow to `address`:`port` beyond the gateway (RFC 9110, 9.3.6).
 
@@ -89,12 +100,14 @@ class Gateway:
             headers = [("Host", target), ("Proxy-Authorization", self._credential)]
             with Deadline(FLOW_SECONDS):
                 answer = await connection.exchange("CONNECT", target, headers)
-        except BaseException:
+        except BaseException as error:
             connection.stream.abort()
+            if _broke(error):
+                raise self._unreachable(f"it was lost before it answered: {error}") from error
             raise
         if not 200 <= answer.status < 300:
             await connection.stream.close()
-            raise FlowRefused(answer.status, answer.headers.get("proxy-status", ""))
+            raise self._refusal(answer)
         return connection.stream, connection.early_bytes
 
     async def open_datagrams(self, address: Address, port: int) -> DatagramPipe:
@@ -111,12 +124,14 @@ class Gateway:
         try:
             with Deadline(FLOW_SECONDS):
                 answer = await connection.exchange("GET", target, headers)
-        except BaseException:
+        except BaseException as error:
             connection.stream.abort()
+            if _broke(error):
+                raise self._unreachable(f"it was lost before it answered: {error}") from error
             raise
         if answer.status != 101:
             await connection.stream.close()
-            raise FlowRefused(answer.status, answer.headers.get("proxy-status", ""))
+            raise self._refusal(answer)
         assert isinstance(connection.stream, TlsStream)  # as `connect` makes it
         return CapsulePipe(connection.stream, connection.early_bytes)
 
@@ -204,8 +219,18 @@ class Gateway:
         return Answer(families, latency_ms, udp)
 
     async def lost(self) -> None:
-        if self._probed is not None and await self._probed.stream.read(1):
-            raise ProtocolError("it says something unasked")
+        """As `Carrier.lost`; but a gateway that ends the connection in order may only have handed over to another
+        process of it, and is asked anew."""
+        while self._probed is not None:
+            if await self._probed.stream.read(1):
+                raise ProtocolError("it says something unasked")
+            self._probed.stream.abort()
+            self._probed = None
+            try:
+                await self.probe()
+            except BaseException:  # the next probe starts from scratch, also if only the time was over
+                self._probed = None
+                raise
 
     def forget(self) -> None:
         """Cuts the kept connections and forgets the addresses: the next connection is made from scratch."""
@@ -216,3 +241,8 @@ class Gateway:
             self._probed.stream.abort()
             self._probed = None
         self._way.forget()
+
+
+def _broke(error: BaseException) -> bool:
+    """Whether a connection broke, other than by the end of our patience, which is an OSError from Python 3.11 on."""
+    return isinstance(error, (OSError, ssl.SSLError)) and not isinstance(error, asyncio.TimeoutError)

@@ -49,7 +49,7 @@ async def test_the_state(running):
             answer = await gateway.ask(client, "GET", STATE)
             assert answer.status == 200
             state = json.loads(answer.body)
-        assert set(state) == {"version", "families", "udp", "flows", "time"}
+        assert set(state) == {"version", "families", "udp", "flows", "load", "draining", "time"}
         assert set(state["families"]) <= {"ipv4", "ipv6"}
         assert state["flows"] == 0
         assert abs(state["time"] - time.time()) < 10

@@ -1,4 +1,4 @@
-"""Connections to a gateway: which address is tried first, and how long a silent gateway is waited for."""
+"""Connections to a gateway: which address is tried first, how long a silent one is waited for, what it may say."""
 
 import asyncio
 import socket
@@ -6,14 +6,18 @@ from ipaddress import IPv4Address
 
 import pytest
 
+from htcondor_vpn.errors import GatewayUnreachable
 from htcondor_vpn.tunnel import gateways
+from htcondor_vpn.tunnel.carrier import FlowRefused
 from htcondor_vpn.tunnel.gateways import Gateway
 from htcondor_vpn.wire.tls import TlsStream
 from htcondor_vpn.wire.trust import Trust
 
 
-def _talk(server_context, certificate, body):
-    """Runs `body(gateway)` with a gateway at 127.0.0.1 that shakes hands and says nothing."""
+def _talk(server_context, certificate, body, *says):
+    """Runs `body(gateway)` with a gateway at 127.0.0.1 that shakes hands and says nothing; or to the n-th connection
+    the n-th of `says`, to the last the last of them: a list of bytes, each when it was asked, and at its end it ends.
+    """
 
     async def main():
         loop = asyncio.get_running_loop()
@@ -25,6 +29,11 @@ def _talk(server_context, certificate, body):
                 while True:
                     sock, _ = await loop.sock_accept(listener)
                     held.append(await TlsStream.server(sock, server_context))
+                    if says:
+                        for answer in says[min(len(held), len(says)) - 1]:
+                            await held[-1].read()
+                            await held[-1].write(answer)
+                        await held[-1].close()
 
             serving = asyncio.ensure_future(serve())
             gateway = Gateway("gateway.test", listener.getsockname()[1], Trust(ca_file=certificate), "secret")
@@ -56,3 +65,37 @@ def test_a_flow_is_not_waited_for_without_end(certificate, server_context, monke
             await gateway.open_flow(IPv4Address("192.0.2.1"), 80)
 
     _talk(server_context, certificate, body)
+
+
+FULL = b"HTTP/1.1 %d Full\r\nProxy-Status: htcondor-vpn; error=proxy_internal_error\r\nContent-Length: 0\r\n\r\n"
+STATE = b'HTTP/1.1 200 OK\r\nContent-Length: 21\r\n\r\n{"families":["ipv4"]}'
+
+
+@pytest.mark.parametrize("says", [[FULL % 503], [FULL % 429], []])
+def test_a_gateway_that_takes_no_flow_says_nothing_about_the_destination(certificate, server_context, says):
+    async def body(gateway):
+        with pytest.raises(GatewayUnreachable):
+            await gateway.open_flow(IPv4Address("192.0.2.1"), 80)
+        with pytest.raises(GatewayUnreachable):
+            await gateway.open_datagrams(IPv4Address("192.0.2.1"), 80)
+
+    _talk(server_context, certificate, body, says)
+
+
+def test_a_destination_that_is_refused_is_refused(certificate, server_context):
+    async def body(gateway):
+        with pytest.raises(FlowRefused):
+            await gateway.open_flow(IPv4Address("192.0.2.1"), 80)
+
+    _talk(server_context, certificate, body, [FULL % 502])
+
+
+def test_a_gateway_that_hands_over_is_not_lost(certificate, server_context):
+    """It ends the probed connection in order, and another process of it answers the next one."""
+
+    async def body(gateway):
+        await gateway.probe()
+        with pytest.raises(ConnectionError):  # of the third connection, which ends unasked
+            await gateway.lost()
+
+    _talk(server_context, certificate, body, [STATE], [STATE], [])

@@ -1,0 +1,60 @@
+"""A gateway that drains: flows go on, none begins, probes say so, and it ends with the last flow."""
+
+import asyncio
+import json
+
+STATE = "/.well-known/htcondor-vpn"
+
+
+async def standing(gateway):
+    """What a probe on a connection of its own is told."""
+    answer = await gateway.ask(await gateway.client(), "GET", STATE)
+    assert answer.status == 200
+    return json.loads(answer.body)
+
+
+async def test_flows_go_on_and_none_begins(running, echo_port):
+    async with running() as gateway, echo_port() as port:
+        stream = await gateway.flow(port)
+        assert not (await standing(gateway))["draining"]
+        gateway.gateway.drain()
+        assert (await standing(gateway))["draining"]
+        answer = await gateway.ask(await gateway.client(), "CONNECT", f"127.0.0.1:{port}")
+        assert answer.status == 503
+        assert answer.headers["proxy-status"] == 'htcondor-vpn; error=proxy_internal_error; details="draining"'
+        await stream.write(b"still here")
+        assert await stream.read() == b"still here"
+        assert not gateway.serving.done()
+        await stream.close()
+        await gateway.serving
+
+
+async def test_idle_connections_end_in_order(running, echo_port):
+    async with running() as gateway, echo_port() as port:
+        stream, probing = await gateway.flow(port), await gateway.client()
+        assert (await gateway.ask(probing, "GET", STATE)).status == 200
+        gateway.gateway.drain()
+        assert await probing.stream.read() == b""
+        await stream.close()
+
+
+async def test_without_flows_it_ends_at_once(running):
+    async with running() as gateway:
+        await gateway.client()
+        gateway.gateway.drain()
+        await asyncio.wait_for(gateway.serving, 20)
+
+
+async def test_a_drain_may_be_cut_short(running, echo_port):
+    async with running(grace_seconds=0) as gateway, echo_port() as port:
+        await gateway.flow(port)
+        gateway.gateway.drain()
+        gateway.gateway.stop()
+        await asyncio.wait_for(gateway.serving, 20)
+
+
+async def test_the_load_is_that_of_the_limit(running, echo_port):
+    async with running(connections=4) as gateway, echo_port() as port:
+        await gateway.flow(port)
+        told = await standing(gateway)
+        assert (told["flows"], told["load"]) == (1, 0.5)
