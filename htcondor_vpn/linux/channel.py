@@ -1,4 +1,4 @@
-"""Messages between the processes of one pilot: JSON objects, with descriptors beside them (unix(7), SCM_RIGHTS)."""
+"""Messages between processes of ours on one machine: JSON objects, with descriptors beside them (SCM_RIGHTS)."""
 
 from __future__ import annotations
 

@@ -17,13 +17,13 @@ from typing import Any
 
 from htcondor_vpn.errors import GatewayUntrusted, ProxyRefused, SshRefused, TokenRefused, VpnError, by_name
 from htcondor_vpn.linux.channel import Channel
+from htcondor_vpn.linux.children import Child, fork_child
+from htcondor_vpn.linux.loop import Loop
 from htcondor_vpn.linux.namespaces import PR_SET_CHILD_SUBREAPER, prctl
 from htcondor_vpn.linux.signals import SignalDescriptor
 from htcondor_vpn.pilot import inner
-from htcondor_vpn.pilot.children import Child, fork_child
 from htcondor_vpn.pilot.command import Command, start_command
 from htcondor_vpn.pilot.engine_process import run_engine
-from htcondor_vpn.pilot.loop import Loop
 from htcondor_vpn.pilot.run_folder import ENVIRONMENT_VARIABLE, RunFolder
 from htcondor_vpn.pilot.states import TunnelState
 from htcondor_vpn.pilot.status import TunnelStatus

@@ -1,4 +1,4 @@
-"""The pilot's own child processes: forked, not executed, so that they share this one's memory."""
+"""A process' own children: forked, not executed, so that they share its memory."""
 
 from __future__ import annotations
 
