@@ -6,7 +6,7 @@ the jobs, and in one unique local IPv6 prefix (RFC 4193). The namespace is close
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import NamedTuple
 
 INNER_V4 = IPv4Network("198.18.0.0/15")
@@ -21,6 +21,13 @@ TPROXY_PORT = 15001
 
 #: The mark of packets that were handed to the engine.
 TPROXY_MARK = 1
+
+#: The queue (NFQUEUE) in which SYNs wait for the far side's answer.
+HOLD_QUEUE = 1
+
+#: What stays inside, as networks: the pilot's own addresses and its jobs', and what no gateway could carry.
+OWN_V4 = ("127.0.0.0/8", str(INNER_V4))
+OWN_V6 = ("::1", "fe80::/10", "ff00::/8", str(INNER_V6))
 
 #: A job's link has a /31 (RFC 3021) and a /127 (RFC 6164); the broker's side is the even address.
 JOB_LINKS_V4 = IPv4Network("198.19.0.0/16")
@@ -53,3 +60,14 @@ def job_link(number: int) -> JobLink:
         raise IndexError(f"job network {number} is not in 0..{MAX_JOBS - 1}")
     v4, v6 = JOB_LINKS_V4[2 * number], JOB_LINKS_V6[2 * number]
     return JobLink(v4, v4 + 1, v6, v6 + 1)
+
+
+def may_send(source: str, interface: int) -> bool:
+    """Whether `source` may send by the link of that index: by a job's link only the job whose it is.
+
+    A forged one would have another be sent the answers.
+    """
+    if interface < FIRST_INDEX:
+        return True  # the pilot's own
+    link = job_link((interface - FIRST_INDEX) // 2)
+    return ip_address(source) in (link.job_v4, link.job_v6)

@@ -123,6 +123,10 @@ KNOBS: tuple[Knob, ...] = (
     _knob("PROBE_TIMEOUT", "time", "s", "4", is_a.quantity(is_a.SECONDS, 0.1, 300),
           """How long a probe may take before the tunnel counts as down. A loss without a word is noticed after at most
           this and the interval together, and the slot says so a second later."""),
+    _knob("HOLD_CONNECTS", "word", "", "auto", is_a.choice("auto", "on", "off"),
+          """Whether an application's `connect` waits until the far side has answered, and fails if that refuses. With
+          `auto` it does where the kernel can hold packets for us (NFQUEUE); with `on` there is no start where it
+          cannot; with `off` each connect succeeds at once, and one that is refused is reset then."""),
     _knob("UP_MBPS", "rate", "Mbit/s", "0", _rate,
           "The tunnel's bandwidth towards the gateway as advertised; 0 measures it at start."),
     _knob("DOWN_MBPS", "rate", "Mbit/s", "0", _rate,

@@ -53,13 +53,13 @@ def make_and_serve(channel: Channel, folder: RunFolder, settings: Settings, nft:
     not kept here.
     """
     try:
-        if _make(channel, folder, nft):
+        if _make(channel, folder, settings, nft):
             serve_jobs(channel.sock, settings, folder.path)
     finally:
         clear_up(channel, folder)
 
 
-def _make(channel: Channel, folder: RunFolder, nft: str) -> bool:
+def _make(channel: Channel, folder: RunFolder, settings: Settings, nft: str) -> bool:
     """Returns False if the pilot ends before there was anything to catch."""
     new_user_namespace(CLONE_NEWNET | CLONE_NEWNS)
     try:
@@ -72,7 +72,7 @@ def _make(channel: Channel, folder: RunFolder, nft: str) -> bool:
     channel.send({"made": True})
     if (told := channel.receive()) is None:
         return False
-    sockets = catch(nft, told[0]["catch"], told[0]["udp"])
+    sockets = catch(nft, told[0]["catch"], told[0]["udp"], settings.hold_connects)
     channel.send({"kinds": sockets.kinds()}, [sock.fileno() for sock in sockets.all()])
     for sock in sockets.all():
         sock.close()

@@ -15,7 +15,7 @@ class TunnelState(str, Enum):
     #: A gateway was checked and answers. What COMMAND and its jobs send leaves through it.
     UP = "up"
     #: The gateway, the engine or its process was lost; it is being restored. COMMAND runs on, its new connections
-    #: are reset. Only the engine's own connections leave.
+    #: fail. Only the engine's own connections leave.
     DOWN = "down"
     #: COMMAND has ended, or we were told to end. What is left inside is killed. Nothing new leaves.
     STOPPING = "stopping"

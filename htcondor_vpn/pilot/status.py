@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 class TunnelStatus:
     """Changed by the supervisor alone, and written into `run_dir` whenever it changes.
 
-    Set `report` and `jobs` before `enter` or `write`.
+    Set `report`, `jobs` and `holds_connects` before `enter` or `write`.
     """
 
     def __init__(self, run_dir: Path, engine_name: str) -> None:
@@ -26,6 +26,7 @@ class TunnelStatus:
         self.reason = ""
         self.report = EngineReport(up=False)
         self.jobs = 0
+        self.holds_connects = False
         self._since = time.time()
         self._ended_bytes = (0, 0)  # in, out, of engines that died
         self._write_failed = False
@@ -80,5 +81,6 @@ class TunnelStatus:
             flows=report.flows,
             jobs=self.jobs,
             families=report.families,
+            holds_connects=self.holds_connects,
             reason=self.reason,
         ).write(self._run_dir)

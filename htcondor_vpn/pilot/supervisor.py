@@ -242,6 +242,7 @@ class Supervisor:
             self._catch()
         elif "kinds" in message:
             self._sockets = InnerSockets.adopt(descriptors, message["kinds"])
+            self._tunnel.holds_connects = bool(self._sockets.queues)
             self._tell(self._broker, {"families": list(self._families)})
             if self._engine is not None:
                 assert self._namespaces is not None

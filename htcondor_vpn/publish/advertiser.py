@@ -111,10 +111,13 @@ def parse_state(text: str) -> Fields:
         "jobs": _integer(document, "jobs", 0, MAX_INTEGER, default=0),
         "reason": document.get("reason", ""),
         "families": document.get("families"),
+        "holds_connects": document.get("holds_connects", False),
         "updated": _number(document, "updated", 0, MAX_INTEGER),
     }
     if not isinstance(fields["reason"], str):
         raise ValueError("reason is no text")
+    if not isinstance(fields["holds_connects"], bool):
+        raise ValueError("holds_connects is neither true nor false")
     families = fields["families"]
     if not isinstance(families, list) or any(family not in ("ipv4", "ipv6") for family in families):
         raise ValueError("families is not a list of ipv4 and ipv6")

@@ -33,6 +33,8 @@ class State:
     flows: int = 0
     jobs: int = 0
     families: tuple[str, ...] = ()
+    #: Whether an application's connect waits for the far side's answer.
+    holds_connects: bool = False
     #: Why the state is what it is, for people.
     reason: str = ""
     pid: int = field(default_factory=os.getpid)

@@ -19,6 +19,8 @@ PACKAGES = {
     "python3-venv": "",
     "iproute2": "ip",
     "nftables": "nft",
+    "iptables": "iptables-nft",
+    "iputils-ping": "ping",
     "procps": "sysctl",
     "curl": "curl",
     "iperf3": "iperf3",

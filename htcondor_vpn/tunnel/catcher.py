@@ -17,6 +17,8 @@ from htcondor_vpn.addresses import (
     INNER_V4,
     INNER_V6,
     JOB_LINK,
+    OWN_V4,
+    OWN_V6,
     PILOT_V4,
     PILOT_V6,
     TPROXY_MARK,
@@ -29,6 +31,8 @@ from htcondor_vpn.linux.namespaces import capabilities_to_programs
 from htcondor_vpn.linux.netlink import Netlink
 from htcondor_vpn.linux.programs import ProgramFailed, find_program, run_program
 from htcondor_vpn.tunnel.engine import InnerSockets
+from htcondor_vpn.tunnel.hold_rules import hold
+from htcondor_vpn.tunnel.refusals import Refusal
 
 _BACKLOG = 4096
 _DNS_PORT = 53
@@ -48,14 +52,16 @@ _RULES = f"""
 table inet htcondor_vpn {{
     chain catch {{
         type filter hook prerouting priority mangle
-        ip daddr {{ 127.0.0.0/8, {INNER_V4} }} return
-        ip6 daddr {{ ::1, fe80::/10, ff00::/8, {INNER_V6} }} return
+        ip daddr {{ {", ".join(OWN_V4)} }} return
+        ip6 daddr {{ {", ".join(OWN_V6)} }} return
+        meta mark {{ {", ".join(f"{refusal:d}" for refusal in Refusal)} }} return
         meta l4proto tcp meta mark set {TPROXY_MARK} tproxy to :{TPROXY_PORT} accept
         @datagrams@
     }}
     chain guard {{
         type filter hook input priority filter; policy drop;
         meta mark {TPROXY_MARK} accept
+        @refusals@
         iifname "lo" ip daddr {{ 127.0.0.0/8, {INNER_V4} }} accept
         iifname "lo" ip6 daddr {{ ::1, fe80::/10, {INNER_V6} }} accept
         iifname "{JOB_LINK}*" ip daddr {PILOT_V4} meta l4proto {{ tcp, udp }} th dport {_DNS_PORT} accept
@@ -74,15 +80,18 @@ def find_nft() -> str:
     return find_program("nft", "nftables")
 
 
-def catch(nft: str, families: Iterable[str], udp: bool) -> InnerSockets:
+def catch(nft: str, families: Iterable[str], udp: bool, holding: str) -> InnerSockets:
     """Sets up the network namespace that this process is in, with capabilities, and returns the sockets to serve.
 
     `families` are those that the tunnel carries ("ipv4", "ipv6"); a connection of the other one is refused at once,
-    and so are datagrams unless it carries `udp`. Raises OSError or `CatcherUnavailable`.
+    and so are datagrams unless it carries `udp`. `holding` tells whether connects wait for the far side's answer
+    ("on", "off", "auto"). Raises OSError or `CatcherUnavailable`.
     """
     _forward_nothing()
+    _answer_everyone()
     _route_to_loopback(set(families))
-    rules = _RULES.replace("@datagrams@", _CATCH_DATAGRAMS if udp else "")
+    refusals = "\n        ".join(f"meta mark {refusal:d} {refusal.statement}" for refusal in Refusal)
+    rules = _RULES.replace("@datagrams@", _CATCH_DATAGRAMS if udp else "").replace("@refusals@", refusals)
     try:
         run_program([nft, "-f", "-"], stdin=rules, preexec=capabilities_to_programs)
     except ProgramFailed as error:
@@ -90,7 +99,11 @@ def catch(nft: str, families: Iterable[str], udp: bool) -> InnerSockets:
         raise CatcherUnavailable(
             f"connections cannot be caught inside: {nft}: {said}", "have an administrator run: modprobe nft_tproxy"
         ) from error
-    return _listen(udp)
+    sockets = _listen(udp)
+    queue = hold(nft, holding)
+    if queue is not None:
+        sockets.queues.append(queue)
+    return sockets
 
 
 def _forward_nothing() -> None:
@@ -98,6 +111,14 @@ def _forward_nothing() -> None:
     for name in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
         path = Path("/proc/sys/net", name)
         if path.exists():  # a kernel without IPv6 forwards none
+            path.write_text("0")
+
+
+def _answer_everyone() -> None:
+    """Has each job be told of each connect that fails: the kernel would send six messages, and then one a second."""
+    for name in ("ipv4/icmp_ratelimit", "ipv6/icmp/ratelimit"):
+        path = Path("/proc/sys/net", name)
+        if path.exists():
             path.write_text("0")
 
 

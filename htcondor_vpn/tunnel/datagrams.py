@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
 
-from htcondor_vpn.addresses import FIRST_INDEX, job_link
+from htcondor_vpn.addresses import may_send
 from htcondor_vpn.errors import VpnError
 from htcondor_vpn.linux.datagrams import DatagramSockets, Undelivered, Way, answer, receive, refuse
 from htcondor_vpn.tunnel.carrier import Address, FlowRefused
@@ -94,7 +94,7 @@ class DatagramCarrier:
                 association.send(payload)
 
     def _begin(self, sockets: DatagramSockets, way: Way) -> _Association | None:
-        if not _is_genuine(way):
+        if not may_send(way.source[0], way.interface):
             log.debug("from link %d comes the source %s, which is not its own", way.interface, way.source[0])
             return None
         if not self._has_room(way.interface):
@@ -131,14 +131,6 @@ class DatagramCarrier:
             self._forget(way)
         if not task.cancelled() and task.exception() is not None:
             log.error("datagrams failed", exc_info=task.exception())
-
-
-def _is_genuine(way: Way) -> bool:
-    """Whether the source is that of the job whose link it is: a forged one would have another be sent the answers."""
-    if way.interface < FIRST_INDEX:
-        return True  # the pilot's own
-    link = job_link((way.interface - FIRST_INDEX) // 2)
-    return ip_address(way.source[0]) in (link.job_v4, link.job_v6)
 
 
 class _Association:

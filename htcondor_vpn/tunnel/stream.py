@@ -24,10 +24,12 @@ from htcondor_vpn.tunnel.datagrams import DatagramCarrier
 from htcondor_vpn.tunnel.dns import DnsResponder
 from htcondor_vpn.tunnel.engine import EngineReport, InnerSockets
 from htcondor_vpn.tunnel.gateways import Gateway
+from htcondor_vpn.tunnel.holding import Holder
 from htcondor_vpn.tunnel.ladder import Ladder
 from htcondor_vpn.tunnel.pool import Pool
 from htcondor_vpn.wire.datagrams import DatagramPipe
 from htcondor_vpn.wire.relay import Traffic, relay
+from htcondor_vpn.wire.stream import Stream
 from htcondor_vpn.wire.tls import reset, reset_on_close
 
 _ACCEPTS_AT_ONCE = 64
@@ -55,6 +57,7 @@ class StreamEngine:
         self._live: set[Traffic] = set()
         self._ended = Traffic()
         self._datagrams = DatagramCarrier(self._open_datagrams)
+        self._holder = Holder(self._open_flow)
 
     async def run(self, report: Callable[[EngineReport], None]) -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -70,12 +73,15 @@ class StreamEngine:
             self._accept_from(sock, dns.serve_stream)
         for sock in sockets.flows:
             self._accept_from(sock, self._caught)
+        for sock in sockets.queues:
+            self._holder.serve(sock)
         for made in zip(sockets.datagrams, sockets.answers, sockets.errors):
             self._datagrams.serve(DatagramSockets(*made))
 
     async def finish(self) -> None:
         for listener in self._listeners:
             asyncio.get_running_loop().remove_reader(listener)
+        self._holder.finish()
         delivering = asyncio.ensure_future(self._datagrams.finish())
         await asyncio.wait({delivering, *self._tasks} - self._measurements, timeout=_FINISH_SECONDS)
 
@@ -173,7 +179,7 @@ class StreamEngine:
         try:
             application.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             reset_on_close(application, True)  # should this process die while the flow is being opened
-            stream, early = await self._carriers().open_flow(address, port)
+            stream, early = self._holder.claim(application) or await self._open_flow(address, port)
         except (FlowRefused, VpnError, OSError, ssl.SSLError, asyncio.TimeoutError) as error:
             log.info("no flow to %s port %d: %s", address, port, error)
             reset(application)
@@ -188,6 +194,9 @@ class StreamEngine:
             self._live.discard(traffic)
             self._ended.bytes_to_plain += traffic.bytes_to_plain
             self._ended.bytes_from_plain += traffic.bytes_from_plain
+
+    async def _open_flow(self, address: Address, port: int) -> tuple[Stream, bytes]:
+        return await self._carriers().open_flow(address, port)
 
     async def _open_datagrams(self, address: Address, port: int) -> DatagramPipe:
         return await self._carriers().open_datagrams(address, port)

@@ -50,10 +50,10 @@ def _reset(address):
 
 def _refused(address):
     try:
-        with socket.create_connection((address, REFUSED_PORT), 20) as connection:
-            return _ended(connection)
+        with socket.create_connection((address, REFUSED_PORT), 20):
+            return "connected"
     except OSError as error:
-        return [0, errno.errorcode[error.errno]]
+        return errno.errorcode[error.errno]
 
 
 def main():

@@ -1,0 +1,216 @@
+"""Held connects: what they open, claim and give up, and how many there may be. Kernel and carrier are stood in for."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+import pytest
+
+from htcondor_vpn.addresses import FIRST_INDEX, job_link
+from htcondor_vpn.linux.nfqueue import Packet
+from htcondor_vpn.tunnel import holding
+from htcondor_vpn.tunnel.carrier import FlowRefused
+from htcondor_vpn.tunnel.holding import Holder
+from htcondor_vpn.tunnel.refusals import Refusal
+
+SOURCE, FAR = ("198.18.0.1", 40000), ("203.0.113.20", 80)
+LOOPBACK = 1
+
+
+class Application:
+    """Stands in for an accepted connection."""
+
+    def __init__(self, source: Any = SOURCE) -> None:
+        self.getpeername, self.getsockname = lambda: source, lambda: FAR
+
+
+class Flow:
+    """Stands in for a stream."""
+
+    aborted = False
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+class Inside:
+    """Stands in for the queue: SYNs go in, verdicts come out."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.verdicts: dict[int, Any] = {}
+        self.opened: list[Flow] = []
+        self.failure: Exception | None = None
+        self.gate = asyncio.Event()
+        self.socket, self._bell = socket.socketpair()
+        self.socket.setblocking(False)
+        self._packets: list[Packet] = []
+        self._numbers = 0
+        monkeypatch.setattr(holding, "PacketQueue", lambda *_: self)
+        monkeypatch.setattr(holding, "tcp_ends", lambda payload: self._ends[payload])
+        self._ends: dict[bytes, Any] = {}
+        self.holder = Holder(self._open)
+        self.holder.serve(self.socket)
+
+    async def _open(self, address: Any, port: int) -> Any:
+        flow = Flow()
+        self.opened.append(flow)
+        await self.gate.wait()
+        if self.failure is not None:
+            raise self.failure
+        return flow, b"early"
+
+    def syn(self, source: Any = SOURCE, link: int = LOOPBACK) -> int:
+        """Has a SYN arrive, and returns its number."""
+        self._numbers += 1
+        payload = self._numbers.to_bytes(4, "big")
+        self._ends[payload] = source, FAR
+        self._packets.append(Packet(self._numbers, link, payload))
+        self.holder._readable(self)  # type: ignore[arg-type]
+        return self._numbers
+
+    def start(self) -> None:
+        pass
+
+    def receive(self) -> Packet:
+        if not self._packets:
+            raise BlockingIOError
+        return self._packets.pop(0)
+
+    def accept(self, number: int, mark: int | None = None) -> None:
+        assert number not in self.verdicts
+        self.verdicts[number] = mark or "accepted"
+
+    def drop(self, number: int) -> None:
+        assert number not in self.verdicts
+        self.verdicts[number] = "dropped"
+
+    def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self.socket)
+        self.socket.close()
+        self._bell.close()
+
+
+def scenario(monkeypatch: pytest.MonkeyPatch, play: Any) -> None:
+    async def run() -> None:
+        inside = Inside(monkeypatch)
+        try:
+            await asyncio.wait_for(play(inside), 20)
+        finally:
+            inside.holder.finish()
+            await asyncio.sleep(0)
+            inside.close()
+
+    asyncio.run(run())
+
+
+async def until(condition: Any) -> None:
+    while not condition():
+        await asyncio.sleep(0)
+
+
+def test_it_is_let_go_when_the_flow_is_open_and_claims_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def play(inside: Inside) -> None:
+        number = inside.syn()
+        await until(lambda: inside.opened)
+        assert inside.verdicts == {}
+        assert inside.holder.claim(Application()) is None  # type: ignore[arg-type]
+        inside.gate.set()
+        await until(lambda: inside.verdicts)
+        assert inside.verdicts == {number: "accepted"}
+        assert inside.holder.claim(Application(("198.18.0.1", 40001))) is None  # type: ignore[arg-type]
+        assert inside.holder.claim(Application()) == (inside.opened[0], b"early")  # type: ignore[arg-type,comparison-overlap]
+        assert inside.holder.claim(Application()) is None  # type: ignore[arg-type]
+        await until(lambda: not inside.holder._held)
+        assert not inside.opened[0].aborted
+        inside.syn()  # the same ends anew
+        await until(lambda: len(inside.opened) == 2)
+
+    scenario(monkeypatch, play)
+
+
+@pytest.mark.parametrize(
+    ("reason", "verdict"),
+    [("connection_refused", Refusal.RESET), ("connection_timeout", "dropped"), ("", Refusal.HOST_UNREACHABLE)],
+)
+def test_it_is_refused_as_the_flow_was(monkeypatch: pytest.MonkeyPatch, reason: str, verdict: Any) -> None:
+    async def play(inside: Inside) -> None:
+        inside.failure = FlowRefused(502, f"x; error={reason}")
+        inside.gate.set()
+        number = inside.syn()
+        await until(lambda: inside.verdicts)
+        assert inside.verdicts == {number: verdict}
+        await until(lambda: not inside.holder._held)
+
+    scenario(monkeypatch, play)
+
+
+def test_of_several_syns_the_last_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def play(inside: Inside) -> None:
+        first, second = inside.syn(), inside.syn()
+        assert inside.verdicts == {first: "dropped"}
+        inside.gate.set()
+        await until(lambda: len(inside.verdicts) == 2)
+        third = inside.syn()
+        assert inside.verdicts == {first: "dropped", second: "accepted", third: "accepted"}
+        assert len(inside.opened) == 1
+
+    scenario(monkeypatch, play)
+
+
+def test_a_flow_that_nobody_claims_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holding, "_CLAIM_SECONDS", 0.01)
+
+    async def play(inside: Inside) -> None:
+        inside.gate.set()
+        inside.syn()
+        await until(lambda: inside.opened)
+        while inside.holder._held:
+            await asyncio.sleep(0.01)
+        assert inside.opened[0].aborted
+
+    scenario(monkeypatch, play)
+
+
+def test_at_the_end_nothing_is_let_go_and_all_flows_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def play(inside: Inside) -> None:
+        inside.gate.set()
+        inside.syn()
+        await until(lambda: inside.verdicts)
+        inside.gate.clear()
+        number = inside.syn(("198.18.0.1", 40001))
+        await until(lambda: len(inside.opened) == 2)
+        inside.holder.finish()
+        await until(lambda: not inside.holder._held)
+        assert inside.opened[0].aborted
+        assert inside.verdicts[number] == "dropped"
+
+    scenario(monkeypatch, play)
+
+
+def test_a_flood_by_one_job_leaves_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holding, "_MAX_HELD", 8)
+
+    def flood(inside: Inside, job: int, port: int) -> int:
+        """How many of a job's connects are held, of many."""
+        before = len(inside.holder._held)
+        for each in range(20):
+            inside.syn((str(job_link(job).job_v4), port + each), FIRST_INDEX + 2 * job)
+        return len(inside.holder._held) - before
+
+    async def play(inside: Inside) -> None:
+        assert [flood(inside, job, 1000) for job in range(3)] == [4, 2, 1]
+        assert flood(inside, 0, 2000) == 0
+        inside.syn()
+        assert len(inside.holder._held) == 8
+
+    scenario(monkeypatch, play)
+
+
+def test_a_forged_source_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def play(inside: Inside) -> None:
+        number = inside.syn((str(job_link(1).job_v4), 1000), FIRST_INDEX)
+        assert inside.verdicts == {number: "dropped"}
+
+    scenario(monkeypatch, play)
