@@ -33,6 +33,7 @@ from htcondor_vpn.linux.programs import ProgramFailed, find_program, run_program
 from htcondor_vpn.tunnel.engine import InnerSockets
 from htcondor_vpn.tunnel.hold_rules import hold
 from htcondor_vpn.tunnel.refusals import Refusal
+from htcondor_vpn.wire.tls import reset_on_close
 
 _BACKLOG = 4096
 _DNS_PORT = 53
@@ -153,6 +154,8 @@ def _listen(udp: bool) -> InnerSockets:
         else:
             flows.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
         flows.bind((anywhere, TPROXY_PORT))
+        # What is accepted inherits it: should the engine die, a flow that it was opening is reset and not ended.
+        reset_on_close(flows, True)
         flows.listen(_BACKLOG)
         sockets.flows.append(flows)
         for kind, found in ((socket.SOCK_DGRAM, sockets.dns_datagrams), (socket.SOCK_STREAM, sockets.dns_streams)):

@@ -30,7 +30,7 @@ from htcondor_vpn.tunnel.pool import Pool
 from htcondor_vpn.wire.datagrams import DatagramPipe
 from htcondor_vpn.wire.relay import Traffic, relay
 from htcondor_vpn.wire.stream import Stream
-from htcondor_vpn.wire.tls import reset, reset_on_close
+from htcondor_vpn.wire.tls import reset
 
 _ACCEPTS_AT_ONCE = 64
 _ACCEPT_PAUSE_SECONDS = 0.1
@@ -178,7 +178,6 @@ class StreamEngine:
         traffic = Traffic()
         try:
             application.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            reset_on_close(application, True)  # should this process die while the flow is being opened
             stream, early = self._holder.claim(application) or await self._open_flow(address, port)
         except (FlowRefused, VpnError, OSError, ssl.SSLError, asyncio.TimeoutError) as error:
             log.info("no flow to %s port %d: %s", address, port, error)
