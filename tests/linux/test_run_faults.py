@@ -1,22 +1,21 @@
 """What `htcondor-vpn run` does when parts of it die, and when the tunnel goes: it stays closed, and comes back."""
 
-import json
 import os
 import select
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import pytest
+from shell_pilot import ShellPilot, fetch, wait_until
 
 from htcondor_vpn.testbed import plan
 from htcondor_vpn.testbed.gateway import SiteGateway
 from htcondor_vpn.testbed.logs import wait_for_log
-from htcondor_vpn.testbed.services import HTTP_PORT, url
+from htcondor_vpn.testbed.services import HTTP_PORT
 
 
 @pytest.fixture
@@ -25,80 +24,11 @@ def gateway(site, tmp_path):
         yield gateway
 
 
-class Pilot:
-    """A running `htcondor-vpn run` whose COMMAND executes the lines that it is told, in a shell."""
-
-    def __init__(self, site, gateway, folder, *options):
-        self.run_dir, self.log = folder / "run", folder / "pilot.log"
-        self.log.touch()
-        knobs = ["--set", "HTCONDOR_VPN_PROBE_INTERVAL=0.3", "--set", "HTCONDOR_VPN_PROBE_TIMEOUT=1"]
-        argv = gateway.run_argv(["sh", "-s"], "--run-dir", str(self.run_dir), *knobs, *options)
-        self.process = site.node.start(argv, log=self.log, stdin=subprocess.PIPE)
-        self.count = 0
-        assert self.ask("echo hello") == "hello"
-
-    def ask(self, line):
-        """Has COMMAND execute a line of shell, and returns what it printed."""
-        self.count += 1
-        self.process.stdin.write(f"echo; echo begin{self.count}; {line}\necho; echo end{self.count}\n".encode())
-        self.process.stdin.flush()
-        pattern = rf"^begin{self.count}\n((?:.|\n)*?)^end{self.count}$".encode()
-        return wait_for_log(self.log, pattern, self.process, timeout_seconds=30)[1].decode().strip()
-
-    def state(self):
-        return json.loads((self.run_dir / "state.json").read_text())
-
-    def wait_for(self, state, timeout_seconds=15):
-        """Waits until the log says that the tunnel is in `state`, which it was not before."""
-        deadline = time.monotonic() + timeout_seconds
-        while self.state()["state"] != state:
-            assert time.monotonic() < deadline, (self.run_dir / "run.log").read_text()
-            select.select([], [], [], 0.02)
-
-    def child(self, which, timeout_seconds=10):
-        """The process id of the engine or the broker, as soon as there is one."""
-        inner = os.stat(f"/proc/{self.command()}/ns/net").st_ino
-        deadline = time.monotonic() + timeout_seconds
-        while True:
-            pids = [int(word) for word in self._children().split()]
-            found = {_network_of(pid) == inner: pid for pid in pids if pid != self.command()}
-            if (pid := found.get(which == "broker")) is not None:
-                return pid
-            assert time.monotonic() < deadline
-            select.select([], [], [], 0.02)
-
-    def _children(self):
-        return Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-
-    def command(self):
-        return int(self.ask("echo $$"))
-
-    def end(self):
-        self.process.stdin.close()
-        assert self.process.wait(20) == 0
-
-    def kill(self):
-        self.process.stdin.close()
-        self.process.kill()
-        self.process.wait()
-
-
-def _network_of(pid):
-    try:
-        return os.stat(f"/proc/{pid}/ns/net").st_ino
-    except FileNotFoundError:
-        return None  # it has just ended
-
-
 @pytest.fixture
 def pilot(site, gateway, tmp_path):
-    pilot = Pilot(site, gateway, tmp_path)
+    pilot = ShellPilot(site, gateway, tmp_path)
     yield pilot
     pilot.kill()
-
-
-def fetch():
-    return f"curl -s -m 10 -o /dev/null -w '%{{size_download}}' {url('/bytes/1000')}"
 
 
 def test_a_gateway_that_goes_and_comes_back(services, gateway, pilot):
@@ -167,19 +97,19 @@ def test_an_engine_that_is_stopped_is_told_and_comes_back(services, pilot):
 @pytest.mark.parametrize("others", [(), ("broker",), ("engine",)])
 def test_a_killed_run_leaves_nothing_though_a_part_is_killed_too(site, gateway, tmp_path, others):
     before = set(site.processes())
-    pilot = Pilot(site, gateway, tmp_path)
+    pilot = ShellPilot(site, gateway, tmp_path)
     pilot.ask("setsid sleep 1000 & true")
     victims = [pilot.child(which) for which in others]
     for victim in (*victims, pilot.process.pid):
         os.kill(victim, signal.SIGKILL)
     pilot.kill()
-    _wait_until(lambda: set(site.processes()) == before)
+    wait_until(lambda: set(site.processes()) == before)
     assert sorted(path.name for path in pilot.run_dir.iterdir()) == ["run.log", "state.json"]
 
 
 def test_a_broker_that_is_killed_while_it_clears_up_is_replaced(site, gateway, tmp_path):
     before = set(site.processes())
-    pilot = Pilot(site, gateway, tmp_path)
+    pilot = ShellPilot(site, gateway, tmp_path)
     pilot.ask("setsid sleep 1000 & true")
     broker = pilot.child("broker")
     os.kill(broker, signal.SIGSTOP)
@@ -199,15 +129,8 @@ def test_a_run_that_is_killed_while_it_connects_leaves_nothing(site, gateway, tm
     wait_for_log(log, b"is connecting", process)
     process.kill()
     process.wait()
-    _wait_until(lambda: set(site.processes()) == before)
+    wait_until(lambda: set(site.processes()) == before)
     temporary.rmdir()
-
-
-def _wait_until(done, timeout_seconds=10):
-    deadline = time.monotonic() + timeout_seconds
-    while not done():
-        assert time.monotonic() < deadline
-        select.select([], [], [], 0.02)
 
 
 def test_a_gateway_with_another_key_gets_nothing(services, gateway, pilot):
@@ -218,7 +141,7 @@ def test_a_gateway_with_another_key_gets_nothing(services, gateway, pilot):
         path.unlink()
     start_bytes = len(gateway.log.read_bytes())
     gateway.start()
-    _wait_until(lambda: "another key" in pilot.state()["reason"])
+    wait_until(lambda: "another key" in pilot.state()["reason"])
     assert pilot.state()["state"] == "down"
     assert pilot.ask(fetch()) == "0"
     gateway.stop()
@@ -259,7 +182,7 @@ def test_a_token_that_is_revoked_cuts_its_flows_and_may_come_back(services, gate
 
 def test_a_flow_that_is_being_opened_when_the_engine_dies_is_reset(site, gateway, tmp_path):
     """To an address where nobody answers, and connects are not held. An orderly end would be an empty answer."""
-    pilot = Pilot(site, gateway, tmp_path, "--set", "HTCONDOR_VPN_HOLD_CONNECTS=off")
+    pilot = ShellPilot(site, gateway, tmp_path, "--set", "HTCONDOR_VPN_HOLD_CONNECTS=off")
     code = (
         "import socket; s = socket.create_connection(('203.0.113.99', 7), 5); print('opened', flush=True)\n"
         "try: print('ended', s.recv(1))\n"
@@ -273,7 +196,7 @@ def test_a_flow_that_is_being_opened_when_the_engine_dies_is_reset(site, gateway
         pilot.process.stdin.write(f"{sys.executable} {tmp_path / 'flow.py'}\n".encode())
         pilot.process.stdin.flush()
         wait_for_log(pilot.log, b"^opened$", pilot.process)
-        _wait_until(lambda: len(list(descriptors.iterdir())) > before)
+        wait_until(lambda: len(list(descriptors.iterdir())) > before)
         os.kill(engine, signal.SIGKILL)
         wait_for_log(pilot.log, b"^reset$", pilot.process)
     finally:
@@ -303,17 +226,6 @@ def test_a_flow_that_the_engine_drops_by_its_death_is_a_reset(services, pilot, t
     wait_for_log(pilot.log, b"^reset$", pilot.process)
 
 
-@pytest.fixture
-def leaky_site(site):
-    """The site, with a node that could leak by its routing table."""
-    for action in ("add", "delete"):
-        for gateway in plan.DMZ_INSIDE:
-            route = ["ip", f"-{gateway.version}", "route", action, "default", "via", str(gateway)]
-            site.node.run(route, as_root=True, check=True)
-        if action == "add":
-            yield site
-
-
 def test_nothing_leaves_but_to_the_gateway(leaky_site, tmp_path):
     """On a node that could leak by its routing table: TCP, UDP, ICMP and DNS, with the tunnel up and with it lost."""
     from htcondor_vpn.testbed.capture import Capture
@@ -322,7 +234,7 @@ def test_nothing_leaves_but_to_the_gateway(leaky_site, tmp_path):
     with SiteGateway(site.dmz, tmp_path) as gateway:
         gateway_end = [(plan.DMZ_INSIDE.v4, 8443), (plan.DMZ_INSIDE.v6, 8443)]
         with Capture(site, allowed=gateway_end) as capture:
-            pilot = Pilot(site, gateway, tmp_path)
+            pilot = ShellPilot(site, gateway, tmp_path)
             attempt = (
                 "curl -s -m 2 http://203.0.113.20:9/; curl -s -m 2 'http://[2001:db8:1::20]:9/'; "
                 "ping -c 1 -W 1 203.0.113.20; getent ahosts cm.site.example; "

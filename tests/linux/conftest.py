@@ -1,0 +1,47 @@
+"""What tests of faults need: a node that would leak if it could, and a pilot on it that is told what to do."""
+
+from pathlib import Path
+
+import pytest
+from shell_pilot import ShellPilot
+
+from htcondor_vpn.testbed import plan
+from htcondor_vpn.testbed.capture import Capture
+from htcondor_vpn.testbed.gateway import PORT
+
+
+@pytest.fixture
+def leaky_site(site):
+    """The site, with a node that could leak by its routing table."""
+    for action in ("add", "delete"):
+        for gateway in plan.DMZ_INSIDE:
+            route = ["ip", f"-{gateway.version}", "route", action, "default", "via", str(gateway)]
+            site.node.run(route, as_root=True, check=action == "add")  # with its address a route may have gone
+        if action == "add":
+            yield site
+
+
+@pytest.fixture
+def sealed(leaky_site, tmp_path):
+    """That site; what leaves the node during the test, but to the gateway, fails it, and so does what stays behind."""
+    before = set(leaky_site.processes())
+    with Capture(leaky_site, [(address, PORT) for address in plan.DMZ_INSIDE], tmp_path / "pcap") as capture:
+        yield leaky_site
+    assert [str(packet) for packet in capture.foreign] == []
+    assert capture.total > 0
+    left = set(leaky_site.processes()) - before
+    assert not left, [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in left]
+
+
+@pytest.fixture
+def start_pilot():
+    """Starts pilots, as `ShellPilot`, that end with the test."""
+    pilots = []
+
+    def start(*args, **more):
+        pilots.append(ShellPilot(*args, **more))
+        return pilots[-1]
+
+    yield start
+    for pilot in pilots:
+        pilot.kill()

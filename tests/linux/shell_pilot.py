@@ -1,0 +1,123 @@
+"""A pilot that does on the node, inside its tunnel, what a test tells it line by line."""
+
+import json
+import os
+import select
+import subprocess
+import time
+from pathlib import Path
+
+from htcondor_vpn.testbed.logs import wait_for_log
+from htcondor_vpn.testbed.services import url
+
+#: A loss is noticed within 1.3 s.
+QUICK = ("PROBE_INTERVAL=0.3", "PROBE_TIMEOUT=1", "UP_MBPS=1000", "DOWN_MBPS=1000")
+
+
+class ShellPilot:
+    """A running `htcondor-vpn run` whose COMMAND executes the lines that it is told, in a shell."""
+
+    def __init__(self, site, gateway, folder, *options, knobs=QUICK, env=None):
+        self.site, self.run_dir, self.log = site, folder / "run", folder / "pilot.log"
+        self._before = set(site.processes())
+        self.log.touch()
+        sets = [word for knob in knobs for word in ("--set", f"HTCONDOR_VPN_{knob}")]
+        argv = gateway.run_argv(["sh", "-s"], "--run-dir", str(self.run_dir), *sets, *options)
+        self.process = site.node.start(argv, log=self.log, stdin=subprocess.PIPE, env=env)
+        self.count = 0
+        assert self.ask("echo hello") == "hello"
+
+    def ask(self, line, timeout_seconds=30):
+        """Has COMMAND execute a line of shell, and returns what it printed."""
+        self.tell(f"echo; echo begin{self.count + 1}; {line}\necho; echo end{self.count + 1}")
+        self.count += 1
+        pattern = rf"^begin{self.count}\n((?:.|\n)*?)^end{self.count}$".encode()
+        return wait_for_log(self.log, pattern, self.process, timeout_seconds=timeout_seconds)[1].decode().strip()
+
+    def tell(self, line):
+        """Has COMMAND execute a line of shell, whose output comes into `log`."""
+        self.process.stdin.write(f"{line}\n".encode())
+        self.process.stdin.flush()
+
+    def wait_for_output(self, pattern, timeout_seconds=30):
+        """Waits until COMMAND has printed a line that matches `pattern` (bytes)."""
+        return wait_for_log(self.log, pattern, self.process, timeout_seconds=timeout_seconds)
+
+    def state(self):
+        return json.loads((self.run_dir / "state.json").read_text())
+
+    def wait_for(self, state, timeout_seconds=30):
+        """Waits until the tunnel is in `state`."""
+        deadline = time.monotonic() + timeout_seconds
+        while self.state()["state"] != state:
+            assert time.monotonic() < deadline, (self.run_dir / "run.log").read_text()
+            pause()
+
+    def child(self, which, timeout_seconds=10):
+        """The process id of the engine or the broker, as soon as there is one."""
+        inner = network_of(self.command())
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            found = {network_of(pid) == inner: pid for pid in children(self.process.pid) if pid != self.command()}
+            if (pid := found.get(which == "broker")) is not None:
+                return pid
+            assert time.monotonic() < deadline
+            pause()
+
+    def command(self):
+        return int(self.ask("echo $$"))
+
+    def parts(self):
+        """Every process that this pilot consists of, but for what COMMAND has started; `run` itself is the first."""
+        command = self.command()
+        below = descendants(command)
+        own = set(self.site.processes()) - self._before - set(below)
+        return [self.process.pid, *sorted(own - {self.process.pid, command}), command]
+
+    def end(self):
+        self.process.stdin.close()
+        assert self.process.wait(20) == 0
+
+    def kill(self):
+        self.process.stdin.close()
+        self.process.kill()
+        self.process.wait()
+
+
+def pause(seconds=0.02):
+    """Where there is no event to wait for; between two looks at a condition, before a deadline."""
+    select.select([], [], [], seconds)
+
+
+def wait_until(done, timeout_seconds=20):
+    """Waits until `done` says something true, and returns it."""
+    deadline = time.monotonic() + timeout_seconds
+    while not (said := done()):
+        assert time.monotonic() < deadline
+        pause()
+    return said
+
+
+def children(pid):
+    """The children of all of a process' threads; none if it has ended."""
+    try:
+        texts = [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/children")]
+    except OSError:
+        return []
+    return [int(word) for text in texts for word in text.split()]
+
+
+def descendants(pid):
+    return [each for child in children(pid) for each in (child, *descendants(child))]
+
+
+def network_of(pid):
+    try:
+        return os.stat(f"/proc/{pid}/ns/net").st_ino
+    except FileNotFoundError:
+        return None  # it has just ended
+
+
+def fetch(count=1000, seconds=10):
+    """A line of shell that fetches so many bytes and says how many came."""
+    return f"curl -s -m {seconds} -o /dev/null -w '%{{size_download}}' {url(f'/bytes/{count}')}"
