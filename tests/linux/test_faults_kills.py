@@ -1,0 +1,99 @@
+"""kill -9 of each process of a pilot and of a gateway, one after the other, as /proc shows them.
+
+The processes are not listed here, so that those which are added one day are killed as well.
+"""
+
+import os
+import select
+import signal
+from contextlib import contextmanager
+
+import pytest
+from shell_pilot import fetch, network_of, wait_until
+
+from htcondor_vpn.testbed.gateway import SiteGateway
+from htcondor_vpn.testbed.host import NETNS_FOLDER
+from htcondor_vpn.testbed.site import DMZ
+
+
+@contextmanager
+def killed(pid):
+    """Within, the process is being killed; its end has come when this returns."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        yield
+        assert select.select([pidfd], [], [], 20)[0]
+    finally:
+        os.close(pidfd)
+
+
+@pytest.fixture
+def gateway(sealed, tmp_path):
+    with SiteGateway(sealed.dmz, tmp_path) as gateway:
+        yield gateway
+
+
+def whole_again(pilot, count):
+    """Whether the pilot has so many processes again, and carries."""
+    return len(pilot.parts()) >= count and pilot.ask(fetch()) == "1000"
+
+
+def test_each_process_of_a_pilot(sealed, services, gateway, start_pilot, tmp_path):
+    pilot = start_pilot(sealed, gateway, tmp_path)
+    run, *parts, command = pilot.parts()
+    assert len(parts) >= 2
+    for victim in parts:
+        if victim in pilot.parts():  # it may have ended with one before
+            with killed(victim):
+                pass
+        wait_until(lambda: whole_again(pilot, len(parts) + 2))
+    pilot.wait_for("up")
+    assert pilot.command() == command
+    assert pilot.process.poll() is None
+    pilot.end()
+
+
+@pytest.mark.parametrize("who", ["run", "COMMAND"])
+def test_what_the_pilot_ends_with(sealed, services, gateway, start_pilot, tmp_path, who):
+    pilot = start_pilot(sealed, gateway, tmp_path)
+    pilot.ask("setsid sleep 1000 & true")
+    parts = pilot.parts()
+    with killed(parts[0] if who == "run" else parts[-1]):
+        pass
+    assert pilot.process.wait(20) == -signal.SIGKILL
+    wait_until(lambda: not set(parts) & set(sealed.processes()))
+
+
+def test_every_pair_of_a_pilots_processes(sealed, services, gateway, start_pilot, tmp_path):
+    """Both at once: what one of them restores may need the other one."""
+    pilot = start_pilot(sealed, gateway, tmp_path)
+    count = len(pilot.parts())
+    for first in range(1, count - 1):
+        for second in range(first + 1, count - 1):
+            parts = pilot.parts()
+            with killed(parts[first]), killed(parts[second]):
+                pass
+            wait_until(lambda: whole_again(pilot, count), timeout_seconds=60)
+    pilot.end()
+
+
+def test_each_process_of_a_gateway(sealed, services, start_pilot, tmp_path):
+    dmz = (NETNS_FOLDER / DMZ).stat().st_ino
+
+    def parts():
+        return sorted(pid for pid in sealed.processes() if network_of(pid) == dmz)
+
+    with SiteGateway(sealed.dmz, tmp_path) as gateway:
+        pilot = start_pilot(sealed, gateway, tmp_path)
+        count = len(parts())
+        for turn in range(count):
+            victim = parts()[turn]
+            with killed(victim):
+                pass
+            if victim == gateway.process.pid:
+                wait_until(lambda: not parts())
+                gateway.stop()
+                gateway.start()
+            wait_until(lambda: len(parts()) >= count and pilot.ask(fetch()) == "1000")
+        pilot.end()
