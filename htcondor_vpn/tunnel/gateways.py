@@ -1,4 +1,4 @@
-"""Connections to the gateway: for flows, and persistent ones for questions (DNS, health).
+"""Connections to the gateway: for flows, some of them in reserve, and persistent ones for questions (DNS, health).
 
 A health probe is a small request on a connection of its own. A gateway that ends it is noticed when it does.
 """
@@ -6,20 +6,23 @@ A health probe is a small request on a connection of its own. A gateway that end
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import socket
 import ssl
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from urllib.parse import quote
 
 import h11
 
 from htcondor_vpn.errors import GatewayUnreachable, GatewayUntrusted, TokenRefused
 from htcondor_vpn.tunnel.carrier import Address, Answer, FlowRefused
+from htcondor_vpn.tunnel.ready import ReadyConnections
 from htcondor_vpn.tunnel.server import Server, Way, host_port
 from htcondor_vpn.wire.datagrams import PROTOCOL, TARGET_PREFIX, CapsulePipe, DatagramPipe
 from htcondor_vpn.wire.deadline import Deadline
-from htcondor_vpn.wire.http import HttpConnection, ProtocolError, Response
+from htcondor_vpn.wire.http import HttpConnection, ProtocolError, Response, Unanswered
 from htcondor_vpn.wire.stream import Stream
 from htcondor_vpn.wire.tls import TlsStream
 from htcondor_vpn.wire.trust import Trust
@@ -27,6 +30,8 @@ from htcondor_vpn.wire.trust import Trust
 CONNECT_SECONDS = 10.0
 #: Longer than the gateway itself tries to reach a destination.
 FLOW_SECONDS = 15.0
+#: Half of what OpenSSL lets a session live.
+SESSION_SECONDS = 3600.0
 PROBE_TARGET = "/.well-known/htcondor-vpn"
 _MAX_IDLE = 16
 
@@ -47,13 +52,16 @@ class Gateway:
         self._credential = f"Bearer {token}"
         self._idle: list[HttpConnection] = []
         self._probed: HttpConnection | None = None
+        self._ready = ReadyConnections(self.connect, lambda connection: self.exchange(connection, "GET", PROBE_TARGET))
+        self._session: ssl.SSLSession | None = None
+        self._session_until = 0.0
 
     async def connect(self) -> HttpConnection:
         """Opens a connection and checks whose it is; raises `GatewayUnreachable`, `GatewayUntrusted`."""
         try:
             with Deadline(CONNECT_SECONDS):
                 sock = await self._way.dial()
-                stream = await TlsStream.client(sock, self._trust.context, self.host)
+                stream = await TlsStream.client(sock, self._trust.context, self.host, self._session)
         except asyncio.TimeoutError:  # below Python 3.11 it is no OSError
             raise self._unreachable(f"it does not answer within {CONNECT_SECONDS:g} s") from None
         except ssl.SSLCertVerificationError as error:
@@ -95,19 +103,8 @@ class Gateway:
         `connect` raises.
         """
         target = host_port(address, port)
-        connection = await self.connect()
-        try:
-            headers = [("Host", target), ("Proxy-Authorization", self._credential)]
-            with Deadline(FLOW_SECONDS):
-                answer = await connection.exchange("CONNECT", target, headers)
-        except BaseException as error:
-            connection.stream.abort()
-            if _broke(error):
-                raise self._unreachable(f"it was lost before it answered: {error}") from error
-            raise
-        if not 200 <= answer.status < 300:
-            await connection.stream.close()
-            raise self._refusal(answer)
+        headers = [("Host", target), ("Proxy-Authorization", self._credential)]
+        connection = await self._turned("CONNECT", target, headers, range(200, 300))
         return connection.stream, connection.early_bytes
 
     async def open_datagrams(self, address: Address, port: int) -> DatagramPipe:
@@ -120,20 +117,52 @@ class Gateway:
             ("Host", self.name), ("Authorization", self._credential),
             ("Connection", "Upgrade"), ("Upgrade", PROTOCOL), ("Capsule-Protocol", "?1"),
         ]  # fmt: skip
-        connection = await self.connect()
-        try:
-            with Deadline(FLOW_SECONDS):
-                answer = await connection.exchange("GET", target, headers)
-        except BaseException as error:
-            connection.stream.abort()
-            if _broke(error):
-                raise self._unreachable(f"it was lost before it answered: {error}") from error
-            raise
-        if answer.status != 101:
-            await connection.stream.close()
-            raise self._refusal(answer)
+        connection = await self._turned("GET", target, headers, (101,))
         assert isinstance(connection.stream, TlsStream)  # as `connect` makes it
         return CapsulePipe(connection.stream, connection.early_bytes)
+
+    async def _turned(
+        self, method: str, target: str, headers: Iterable[tuple[str, str]], granted: Container[int]
+    ) -> HttpConnection:
+        """Returns a connection that a request has turned into a flow's; raises as `open_flow`."""
+        headers = list(headers)
+        connection, answer = self._ready.take(), None
+        try:
+            if connection is not None:
+                with contextlib.suppress(Unanswered):  # it had ended already: nobody has seen the request
+                    answer = await self._asked(connection, method, target, headers)
+            if connection is None or answer is None:
+                connection = await self.connect()
+                answer = await self._asked(connection, method, target, headers)
+        except (OSError, ssl.SSLError) as error:
+            if isinstance(error, asyncio.TimeoutError):  # the end of our patience: an OSError from Python 3.11 on
+                raise
+            raise self._unreachable(f"it was lost before it answered: {error}") from error
+        if answer.status not in granted:
+            await connection.stream.close()
+            raise self._refusal(answer)
+        connection.stream.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 0)  # what ReadyConnections set
+        return connection
+
+    async def _asked(
+        self, connection: HttpConnection, method: str, target: str, headers: list[tuple[str, str]]
+    ) -> Response:
+        try:
+            with Deadline(FLOW_SECONDS):
+                answer = await connection.exchange(method, target, headers)
+            if answer.status == 408:  # it gave up waiting just before (RFC 9110, 15.5.9)
+                raise Unanswered("the gateway had given up waiting")
+        except BaseException:
+            connection.stream.abort()
+            raise
+        self._remember(connection.stream)
+        return answer
+
+    def _remember(self, stream: Stream) -> None:
+        """Keeps the TLS session for the next handshakes. Of a server it is good as often as one likes (OpenSSL)."""
+        now = asyncio.get_running_loop().time()
+        if now > self._session_until and isinstance(stream, TlsStream) and (session := stream.session) is not None:
+            self._session, self._session_until = session, now + SESSION_SECONDS
 
     async def exchange(
         self,
@@ -234,6 +263,8 @@ class Gateway:
 
     def forget(self) -> None:
         """Cuts the kept connections and forgets the addresses: the next connection is made from scratch."""
+        self._ready.forget()
+        self._session, self._session_until = None, 0.0
         for connection in self._idle:
             connection.stream.abort()
         self._idle.clear()
@@ -241,8 +272,3 @@ class Gateway:
             self._probed.stream.abort()
             self._probed = None
         self._way.forget()
-
-
-def _broke(error: BaseException) -> bool:
-    """Whether a connection broke, other than by the end of our patience, which is an OSError from Python 3.11 on."""
-    return isinstance(error, (OSError, ssl.SSLError)) and not isinstance(error, asyncio.TimeoutError)

@@ -22,6 +22,10 @@ class ProtocolError(ConnectionError):
     """The peer does not speak HTTP/1.1, or says more than it may."""
 
 
+class Unanswered(ProtocolError):
+    """The connection ended before a word of the answer: the peer may never have seen the request."""
+
+
 @dataclass(frozen=True)
 class Response:
     """A response: header names are in lower case, `body` is whole."""
@@ -41,7 +45,7 @@ class HttpConnection:
     async def exchange(
         self, method: str, target: str, headers: Iterable[tuple[str, str]], body: bytes = b""
     ) -> Response:
-        """Sends a request and returns the response; raises `ProtocolError` or OSError.
+        """Sends a request and returns the response; raises `Unanswered`, `ProtocolError` or OSError.
 
         After a 2xx answer to CONNECT, or 101 to an upgrade, the stream is the flow's, and `early_bytes` belong to it.
         """
@@ -49,7 +53,14 @@ class HttpConnection:
         fields = list(headers)
         if body:
             fields.append(("Content-Length", str(len(body))))
-        await self._send(method, target, fields, body)
+        try:
+            await self._send(method, target, fields, body)
+            first = await self.stream.read()
+        except OSError as error:
+            raise Unanswered(str(error)) from error
+        if not first:
+            raise Unanswered("the peer ended the connection instead of answering")
+        self._h11.receive_data(first)
         head = await self._event()
         while isinstance(head, h11.InformationalResponse):
             if head.status_code == 101:

@@ -26,31 +26,49 @@ class TlsStream:
     `sock` is the non-blocking TCP socket below it, `tls` the SSLObject, `incoming` and `outgoing` its ciphertext.
     """
 
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext, server_hostname: str | None, server: bool) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        context: ssl.SSLContext,
+        server_hostname: str | None,
+        server: bool,
+        session: ssl.SSLSession | None = None,
+    ) -> None:
         sock.setblocking(False)
         self.sock = sock
         self.incoming = ssl.MemoryBIO()
         self.outgoing = ssl.MemoryBIO()
         self.tls = context.wrap_bio(
-            self.incoming, self.outgoing, server_side=server, server_hostname=None if server else server_hostname
+            self.incoming,
+            self.outgoing,
+            server_side=server,
+            server_hostname=None if server else server_hostname,
+            session=session,
         )
         self._loop = asyncio.get_running_loop()
 
     @classmethod
-    async def client(cls, sock: socket.socket, context: ssl.SSLContext, server_hostname: str | None) -> TlsStream:
-        """Shakes hands as the client on the connected `sock`; raises ssl.SSLError or OSError and closes `sock`."""
-        return await cls._shaken(sock, context, server_hostname, server=False)
+    async def client(
+        cls,
+        sock: socket.socket,
+        context: ssl.SSLContext,
+        server_hostname: str | None,
+        session: ssl.SSLSession | None = None,
+    ) -> TlsStream:
+        """Shakes hands as the client on the connected `sock`; raises ssl.SSLError or OSError and closes `sock`.
+
+        With the `session` of an earlier stream neither side signs anything, where the server still knows it.
+        """
+        return await cls._shaken(cls(sock, context, server_hostname, False, session))
 
     @classmethod
     async def server(cls, sock: socket.socket, context: ssl.SSLContext) -> TlsStream:
         """Shakes hands as the server on the accepted `sock`; raises ssl.SSLError or OSError and closes `sock`."""
-        return await cls._shaken(sock, context, None, server=True)
+        return await cls._shaken(cls(sock, context, None, True))
 
-    @classmethod
-    async def _shaken(
-        cls, sock: socket.socket, context: ssl.SSLContext, server_hostname: str | None, *, server: bool
-    ) -> TlsStream:
-        stream = cls(sock, context, server_hostname, server)
+    @staticmethod
+    async def _shaken(stream: TlsStream) -> TlsStream:
+        sock = stream.sock
         try:
             while True:
                 try:
@@ -72,8 +90,28 @@ class TlsStream:
 
     @property
     def peer_certificate(self) -> bytes | None:
-        """The peer's certificate in DER, if it sent one."""
+        """The peer's certificate in DER, if it sent one; of a resumed session that of its first handshake."""
         return self.tls.getpeercert(binary_form=True)
+
+    @property
+    def session(self) -> ssl.SSLSession | None:
+        """What a later `client` can resume: a server sends it with or before its first bytes."""
+        session = self.tls.session
+        return session if session is not None and session.has_ticket else None
+
+    def waits(self) -> bool:
+        """Takes in what has come to a stream that nobody reads; returns False if it is more than session tickets."""
+        try:
+            data = self.sock.recv(_READ_BYTES)
+            self.incoming.write(data)
+            self.tls.read(1)
+        except BlockingIOError:
+            return True
+        except ssl.SSLWantReadError:
+            return bool(data)
+        except OSError:
+            return False
+        return False
 
     async def read(self, limit: int = _READ_BYTES) -> bytes:
         """Returns 1 to `limit` bytes, or b"" once the peer has ended its side with close_notify.
