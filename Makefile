@@ -27,7 +27,7 @@ demo: python
 
 # The tests run on both versions of HTCondor where a difference matters.
 test: python
-	@$(BOOTSTRAP) trixie sid
+	@$(BOOTSTRAP) --wireguard trixie sid
 	@$(MAKE) --no-print-directory lint
 	@$(BIN)/pytest $(ARGS)
 
@@ -38,7 +38,7 @@ lint: python
 	$(AS_OWNER) $(BIN)/lint-imports
 
 bench: python
-	@$(BOOTSTRAP) --benchmarks $(or $(CONDOR),trixie)
+	@$(BOOTSTRAP) --benchmarks --wireguard $(or $(CONDOR),trixie)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 soak: python

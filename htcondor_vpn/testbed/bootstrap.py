@@ -100,7 +100,7 @@ def make_venv() -> None:
     os.chown(STAMP, owner(), -1)
 
 
-def set_up(suites: Sequence[str], benchmarks: bool) -> int:
+def set_up(suites: Sequence[str], benchmarks: bool, wireguard: bool = False) -> int:
     """Does whatever is missing and returns 0, or the exit code of a step that has told the user what is wrong.
 
     Raises `SetUpFailed` with the one line that says what the user can do.
@@ -123,10 +123,14 @@ def set_up(suites: Sequence[str], benchmarks: bool) -> int:
         raise SetUpFailed("/dev/net/tun is not usable for you; have an administrator run: chmod 0666 /dev/net/tun")
     if not venv_is_ready():
         make_venv()
-    if not suites:
-        return 0
-    argv = [str(VENV / "bin/python"), "-m", "htcondor_vpn.testbed.condor_prefix", *suites]
-    return subprocess.run(argv, cwd=CHECKOUT, umask=0o022, check=False, **identity(True)).returncode
+    fetched = [["condor_prefix", *suites]] if suites else []
+    if wireguard:
+        fetched.append(["wireguard_prefix"])
+    for module, *words in fetched:
+        argv = [str(VENV / "bin/python"), "-m", f"htcondor_vpn.testbed.{module}", *words]
+        if code := subprocess.run(argv, cwd=CHECKOUT, umask=0o022, check=False, **identity(True)).returncode:
+            return code
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -134,6 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bootstrap", description="Sets a Debian machine up for demo and tests.")
     parser.add_argument("suites", nargs="*", metavar="SUITE", help="the Debian suites whose HTCondor is needed")
     parser.add_argument("--benchmarks", action="store_true", help="what the benchmarks compare with, too")
+    parser.add_argument("--wireguard", action="store_true", help="fetch wireguard-go, too")
     args = parser.parse_args(argv)
     lock = os.open(CHECKOUT, os.O_RDONLY)
     os.set_inheritable(lock, True)  # a step that outlives us, killed as we may be, is still to be waited for
@@ -143,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BlockingIOError:
             say("another set-up of this checkout is under way; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
-        return set_up(args.suites, args.benchmarks)
+        return set_up(args.suites, args.benchmarks, args.wireguard)
     except SetUpFailed as error:
         say(str(error))
         return 1
