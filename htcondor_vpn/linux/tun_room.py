@@ -17,7 +17,7 @@ from signal import SIGKILL
 from typing import Any
 
 from htcondor_vpn.errors import VpnError
-from htcondor_vpn.linux import links
+from htcondor_vpn.linux import links, wireguard_go
 from htcondor_vpn.linux.channel import Channel
 from htcondor_vpn.linux.descriptors import close_all_but
 from htcondor_vpn.linux.mounts import keep_mounts_to_ourselves
@@ -35,8 +35,8 @@ def fork_room() -> tuple[int, Channel]:
 
     It first says {"ready": true} with descriptors of its namespaces (`KINDS`), or {"error", "cause", "remedy"}. Raises
     OSError where there can be no further process. Then it does what it is asked, in order, and answers each message:
-    {"sockets": [family, type, count]}, {"tun": name} with descriptors, {"configure": …} (see `_configure`) with {}, or
-    what went wrong as {"errno", "said"}.
+    {"sockets": [family, type, count]}, {"tun": name}, {"wireguard_go": [program, link]} (`wireguard_go.Started`) with
+    descriptors, {"configure": …} (see `_configure`) with {}, or what went wrong as {"errno", "said"} or as above.
     """
     ours, theirs = Channel.pair()
     pid = os.fork()
@@ -56,8 +56,7 @@ def _serve(channel: Channel) -> None:
         keep_mounts_to_ourselves()
         _make_quiet()
     except (VpnError, OSError) as error:
-        cause, remedy = (error.cause, error.remedy) if isinstance(error, VpnError) else (str(error), "")
-        channel.send({"error": type(error).__name__, "cause": cause, "remedy": remedy})
+        channel.send(_told(error))
         return
     namespaces = [os.open(f"/proc/self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in KINDS]
     _answer(channel, lambda: namespaces)
@@ -66,12 +65,19 @@ def _serve(channel: Channel) -> None:
         _answer(channel, lambda message=message: _do(message))  # type: ignore[misc]
 
 
+def _told(error: VpnError | OSError) -> dict[str, Any]:
+    cause, remedy = (error.cause, error.remedy) if isinstance(error, VpnError) else (str(error), "")
+    return {"error": type(error).__name__, "cause": cause, "remedy": remedy}
+
+
 def _answer(channel: Channel, work: Callable[[], list[int]]) -> None:
     """Sends what `work` returns, and keeps none of it."""
     descriptors: list[int] = []
     try:
         descriptors = work()
         channel.send({"ready": True}, descriptors)
+    except VpnError as error:
+        channel.send(_told(error))
     except (OSError, ValueError) as error:
         channel.send({"errno": getattr(error, "errno", None), "said": getattr(error, "strerror", None) or str(error)})
     finally:
@@ -94,6 +100,8 @@ def _do(message: dict[str, Any]) -> list[int]:
         return _sockets(family, kind, count)
     if "tun" in message:
         return [make_tun(message["tun"])]
+    if "wireguard_go" in message:
+        return list(wireguard_go.start(*message["wireguard_go"]))
     _configure(**message["configure"])
     return []
 
