@@ -71,13 +71,14 @@ def _knob(name: str, type_: str, unit: str, default: str, parse: is_a.Parser, te
 
 _rate = is_a.quantity(is_a.MBPS, 0.001, 1e6, zero=True)
 
-_engine = is_a.choice("stream", "proxy", "socks5", "ssh")
+_engine = is_a.choice("stream", "wireguard", "proxy", "socks5", "ssh")
 
 KNOBS: tuple[Knob, ...] = (
-    _knob("ENGINE", "word", "", "stream", is_a.choice("stream", "proxy", "socks5", "ssh", "auto"),
-          """How traffic leaves: `stream` through gateways of ours, `proxy` through an HTTP proxy that allows CONNECT,
-          `socks5` through a SOCKS server, `ssh` through a login node; `auto` takes the first that works."""),
-    _knob("ENGINE_ORDER", "list of words", "", "stream, proxy, socks5, ssh", is_a.list_of(_engine),
+    _knob("ENGINE", "word", "", "stream", is_a.choice("stream", "wireguard", "proxy", "socks5", "ssh", "auto"),
+          """How traffic leaves: `stream` through gateways of ours, `wireguard` by WireGuard servers, `proxy` through an
+          HTTP proxy that allows CONNECT, `socks5` through a SOCKS server, `ssh` through a login node; `auto` takes the
+          first that works."""),
+    _knob("ENGINE_ORDER", "list of words", "", "stream, wireguard, proxy, socks5, ssh", is_a.list_of(_engine),
           "In which order `auto` tries the engines. It passes over those that nothing is configured for."),
     _knob("GATEWAYS", "list of HOST:PORT", "", "", is_a.list_of(is_a.endpoint),
           """The gateways. Flows are spread over all that answer; the first of these is the one that is shown. IPv6
@@ -110,9 +111,15 @@ KNOBS: tuple[Knob, ...] = (
           "Hosts that ssh passes on its way, in this order (ProxyJump)."),
     _knob("SSH_CONFIG_FILE", "path", "", "", is_a.path,
           "The configuration of ssh, instead of the user's own."),
+    _knob("WIREGUARD_CONFIG_FILES", "list of paths", "", "", is_a.list_of(is_a.path),
+          """For the engine `wireguard`: configuration files as wg-quick(8) reads them, one a server, readable by their
+          owner alone (mode 0600). Flows are spread over all that work."""),
+    _knob("WIREGUARD_GO", "path", "", "", is_a.path,
+          "The program wireguard-go, 0.0.20231211 or newer. Default: the one on PATH."),
     _knob("NAME_SERVERS", "list of addresses", "", "", is_a.list_of(is_a.name_server),
           """Name servers that are asked, over TCP, through the engines `proxy`, `socks5` and `ssh`: ADDRESS or
-          ADDRESS:PORT. IPv4 or IPv6 is carried where one of that family answers."""),
+          ADDRESS:PORT. IPv4 or IPv6 is carried where one of that family answers. Through `wireguard` they are asked if
+          its configuration names none."""),
     _knob("RUN_DIR", "path", "", "", is_a.path,
           """The run folder: state, log, broker's socket. Default: a new folder `htcondor-vpn-…` under $TMPDIR, or
           /tmp, which is removed at the end. The path must be short: a socket is in it."""),

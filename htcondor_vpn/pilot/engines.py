@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from htcondor_vpn.errors import ConfigError
+from htcondor_vpn.linux import wireguard_go
 from htcondor_vpn.linux.programs import find_program
 from htcondor_vpn.settings import PREFIX, Settings
 from htcondor_vpn.tunnel.carrier import Carrier
@@ -17,6 +18,8 @@ from htcondor_vpn.tunnel.server import Server
 from htcondor_vpn.tunnel.socks5 import Socks5
 from htcondor_vpn.tunnel.ssh import START_SECONDS, SshForward
 from htcondor_vpn.tunnel.token import read_credentials, read_token
+from htcondor_vpn.tunnel.wireguard import WireguardCarrier
+from htcondor_vpn.tunnel.wireguard_config import read_config
 from htcondor_vpn.wire.trust import Trust, read_pins
 
 #: Makes carriers, given the run folder; called in the engine's process, as often as there is a new one.
@@ -25,11 +28,17 @@ Make = Callable[[Path], Sequence[Carrier]]
 #: By which knob each engine is configured, and its value.
 _HOSTS = {
     "stream": ("GATEWAYS", "HOST:PORT"),
+    "wireguard": ("WIREGUARD_CONFIG_FILES", "paths"),
     "proxy": ("PROXIES", "HOST:PORT"),
     "socks5": ("SOCKS5_SERVERS", "HOST:PORT"),
     "ssh": ("SSH_HOSTS", "[USER@]HOST"),
 }
-_WHAT = {"stream": "gateway", "proxy": "proxy", "socks5": "SOCKS server", "ssh": "login node"}
+_WHAT = {
+    "stream": "gateway", "wireguard": "WireGuard server", "proxy": "proxy", "socks5": "SOCKS server",
+    "ssh": "login node",
+}  # fmt: skip
+
+_DNS_PORT = 53
 
 #: A probe's share of the time after which nothing has answered: one name server's silence is not the proxy's.
 _PROBE_SHARE = 0.75
@@ -41,7 +50,10 @@ def engine_pools(settings: Settings) -> Callable[[Path], list[Pool]]:
     Everything that can be wrong with the settings is found here: raises `ConfigError`, `ConfigUnreadable`,
     `TokenUnusable` or `ProgramMissing`.
     """
-    kinds = {"stream": _gateways, "proxy": _proxies, "socks5": _socks_servers, "ssh": _login_nodes}
+    kinds = {
+        "stream": _gateways, "wireguard": _wireguard_servers, "proxy": _proxies, "socks5": _socks_servers,
+        "ssh": _login_nodes,
+    }  # fmt: skip
     chosen = _chosen(settings)
     makers = [(kind, kinds[kind](settings)) for kind in chosen]
 
@@ -81,6 +93,23 @@ def _gateways(settings: Settings) -> Make:
             Gateway(host, port, trust, token, ThroughProxy(proxy, host, port) if proxy else None)
             for host, port in settings.gateways
         ]
+
+    return make
+
+
+def _wireguard_servers(settings: Settings) -> Make:
+    program = wireguard_go.find(settings.wireguard_go, f"{PREFIX}WIREGUARD_GO")
+    seconds = _PROBE_SHARE * settings.probe_timeout
+    servers = []
+    for path in settings.wireguard_config_files:
+        config = read_config(path)
+        names = [(address, _DNS_PORT) for address in config.name_servers] or settings.name_servers
+        if not names:
+            raise ConfigError(f"{path} names no name server", f"add DNS = ADDRESS to it, or set {PREFIX}NAME_SERVERS")
+        servers.append((config, names))
+
+    def make(_: Path) -> list[Carrier]:
+        return [WireguardCarrier(config, program, names, seconds) for config, names in servers]
 
     return make
 

@@ -21,8 +21,8 @@ from htcondor_vpn.testbed.links import NODE_END
 from htcondor_vpn.testbed.logs import wait_for_log
 from htcondor_vpn.testbed.site import Site
 
-#: An address, and one TCP port of it; None is all that this host sends and gets.
-Endpoint = tuple[Union[IPv4Address, IPv6Address, str], Union[int, None]]
+#: An address, and one port of it: of TCP, or of UDP if it is written `51820/udp`; None is all that it sends and gets.
+Endpoint = tuple[Union[IPv4Address, IPv6Address, str], Union[int, str, None]]
 
 _ETHERTYPE_IPV4, _ETHERTYPE_ARP, _ETHERTYPE_IPV6 = 0x0800, 0x0806, 0x86DD
 _NEXT_HOP_BY_HOP, _NEXT_ICMPV6 = 0, 58
@@ -141,12 +141,14 @@ class Capture:
 
 def _foreign_to(allowed: Iterable[Endpoint]) -> str:
     """Returns a filter (pcap-filter(7)) for what is neither to nor from the allowed endpoints."""
-    parts = [
-        f"host {address}"
-        if port is None
-        else f"(src host {address} and tcp src port {port}) or (dst host {address} and tcp dst port {port})"
-        for address, port in allowed
-    ]
+    parts = []
+    for address, port in allowed:
+        if port is None:
+            parts.append(f"host {address}")
+            continue
+        number, _, protocol = str(port).partition("/")
+        ends = (f"({end} host {address} and {protocol or 'tcp'} {end} port {number})" for end in ("src", "dst"))
+        parts.append(" or ".join(ends))
     return f"not ({' or '.join(parts)})" if parts else ""
 
 

@@ -25,6 +25,7 @@ from htcondor_vpn.linux.channel import Channel
 from htcondor_vpn.linux.namespaces import capabilities_to_programs, die_with_parent, setns
 from htcondor_vpn.linux.sockets import disconnect
 from htcondor_vpn.linux.tun_room import fork_room
+from htcondor_vpn.linux.wireguard_go import Started
 
 Address = Union[IPv4Address, IPv6Address]
 Network = Union[IPv4Network, IPv6Network]
@@ -89,6 +90,13 @@ class TunNamespace:
         (descriptor,) = await self._ask({"tun": name})
         return descriptor
 
+    async def start_wireguard_go(self, program: str, link: str) -> Started:
+        """Starts wireguard-go, which makes the tun device `link` itself; it dies with the namespace's process.
+
+        One that was started here before is ended. Raises OSError or VpnError.
+        """
+        return Started(*await self._ask({"wireguard_go": [program, link]}))
+
     async def configure(self, name: str, config: TunConfig) -> None:
         """Sets the link `name` up as `config` says; to be called once for a link. Raises OSError."""
         await self._ask({
@@ -121,6 +129,16 @@ class TunNamespace:
             setns(descriptor)
         capabilities_to_programs()
         die_with_parent(signal.SIGKILL)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether `lost` has returned."""
+        return self._lost.done()
+
+    @property
+    def in_use(self) -> bool:
+        """Whether there are connections that were opened from here."""
+        return any(connection.fileno() >= 0 for connection in self._connections)
 
     async def lost(self) -> None:
         """Returns when the namespace's process is gone: no more sockets come from here."""

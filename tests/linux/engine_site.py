@@ -7,6 +7,8 @@ from htcondor_vpn.testbed.gateway import SiteGateway, vpn_command
 from htcondor_vpn.testbed.host import NETNS_FOLDER
 from htcondor_vpn.testbed.proxies import Dante, LoginNode, Squid
 from htcondor_vpn.testbed.site import DMZ
+from htcondor_vpn.testbed.wireguard_prefix import wireguard_go
+from htcondor_vpn.testbed.wireguard_server import WireguardServer
 
 NAME_SERVERS = f"{plan.WORLD['dns'].v4} {plan.WORLD['dns'].v6}"
 
@@ -14,10 +16,10 @@ NAME_SERVERS = f"{plan.WORLD['dns'].v4} {plan.WORLD['dns'].v6}"
 class Used:
     """A site's server that a pilot goes through: `server` may be stopped and started, `knobs` are the pilot's."""
 
-    def __init__(self, server, knobs):
+    def __init__(self, server, knobs, protocol="tcp"):
         self.server, self.knobs = server, knobs
         host, port = server.endpoint.rsplit(":", 1)
-        self.allowed = [(plan.DMZ_INSIDE.v4, int(port))]
+        self.allowed = [(plan.DMZ_INSIDE.v4, f"{port}/{protocol}")]
 
     def run_argv(self, command, *options):
         return vpn_command("run", *sets(self.knobs), *options, "--", *command)
@@ -59,10 +61,18 @@ def use(kind, site, folder, exits):
         node = exits.enter_context(LoginNode(site.dmz, folder / "sshd"))
         knobs = {"ENGINE": "ssh", "SSH_HOSTS": "login", "SSH_CONFIG_FILE": node.config, "NAME_SERVERS": NAME_SERVERS}
         return Used(node, {**knobs, "SSH_JUMPS": "hop"} if kind == "ssh by a hop" else knobs)
+    if kind == "wireguard":
+        server = exits.enter_context(WireguardServer(site, folder / "wireguard"))
+        return Used(server, by_wireguard(server.config), "udp")
     assert kind == "stream by a proxy"
     squid = exits.enter_context(Squid(site.dmz, folder / "squid", password=True))
     gateway = exits.enter_context(SiteGateway(site.dmz, folder / "gateway"))
     return Used(squid, {**trusting(gateway), "VIA_PROXY": squid.endpoint, "PROXY_CREDENTIALS_FILE": squid.credentials})
+
+
+def by_wireguard(*configs):
+    files = " ".join(map(str, configs))
+    return {"ENGINE": "wireguard", "WIREGUARD_CONFIG_FILES": files, "WIREGUARD_GO": wireguard_go()}
 
 
 def trusting(gateway):

@@ -1,4 +1,4 @@
-"""`htcondor-vpn run` through what a site has already: squid, dante, sshd, and several gateways."""
+"""`htcondor-vpn run` through what a site has already: squid, dante, sshd, a WireGuard server, and several gateways."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ from htcondor_vpn.testbed.capture import Capture
 from htcondor_vpn.testbed.settling import ip
 from htcondor_vpn.testbed.site import NODE
 
-KINDS = ["proxy", "socks5", "ssh", "ssh by a hop", "stream by a proxy"]
+KINDS = ["proxy", "socks5", "ssh", "ssh by a hop", "stream by a proxy", "wireguard"]
 CLIENT = Path(__file__).with_name("engine_client.py")
 
 
@@ -58,7 +58,7 @@ def test_half_close(used, seen, family):
 @pytest.mark.parametrize("family", ["v4", "v6"])
 def test_reset(used, seen, family):
     count, how = seen[family]["reset"]
-    if used.knobs.get("ENGINE", "stream") == "stream":
+    if used.knobs.get("ENGINE", "stream") in ("stream", "wireguard"):
         assert how == "ECONNRESET"
     else:  # none of these programs passes a reset on
         assert how == "end"

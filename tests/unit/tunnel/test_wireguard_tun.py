@@ -1,0 +1,36 @@
+"""What a WireGuard configuration makes of the tun device."""
+
+from ipaddress import ip_address, ip_interface, ip_network
+
+import pytest
+
+from htcondor_vpn.tunnel.wireguard import tun_config
+from htcondor_vpn.tunnel.wireguard_config import RemotePeer, WireguardConfig
+
+
+def config(addresses, *allowed):
+    peers = [
+        RemotePeer(bytes([number]) * 32, tuple(map(ip_network, networks)), ("vpn.example.org", 51820))
+        for number, networks in enumerate(allowed)
+    ]
+    return WireguardConfig(bytes(32), tuple(map(ip_interface, addresses)), tuple(peers), mtu=1380)
+
+
+def test_all_that_a_peer_is_allowed_is_routed_to_it():
+    made = tun_config(config(["10.9.0.2/24", "fd09::2"], ["0.0.0.0/0", "::/0"], ["10.0.0.0/8", "::/0"]))
+    assert made.mtu == 1380
+    assert made.addresses == (ip_address("10.9.0.2"), ip_address("fd09::2"))
+    assert made.routes == (ip_network("0.0.0.0/0"), ip_network("::/0"), ip_network("10.0.0.0/8"))
+    assert made.refused == ()
+
+
+@pytest.mark.parametrize(
+    ("addresses", "allowed", "expected"),
+    [
+        (["10.9.0.2", "fd09::2"], ["0.0.0.0/0", "::/0"], ("ipv4", "ipv6")),
+        (["10.9.0.2"], ["0.0.0.0/0", "::/0"], ("ipv4",)),
+        (["10.9.0.2", "fd09::2"], ["::/0"], ("ipv6",)),
+    ],
+)
+def test_a_family_needs_an_address_and_a_route(addresses, allowed, expected):
+    assert config(addresses, allowed).families == expected
