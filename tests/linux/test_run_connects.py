@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_run_faults import Pilot
+from shell_pilot import ShellPilot as Pilot
 
 from htcondor_vpn.linux.programs import find_program
 from htcondor_vpn.testbed import plan

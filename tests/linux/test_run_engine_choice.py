@@ -7,7 +7,8 @@ import time
 
 import pytest
 from engine_site import NAME_SERVERS, pilots_processes, sets, trusting
-from test_run_faults import Pilot, fetch
+from shell_pilot import ShellPilot as Pilot
+from shell_pilot import fetch
 
 from htcondor_vpn.testbed import plan
 from htcondor_vpn.testbed.gateway import SiteGateway, vpn_command

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from engine_site import pilots_processes, use
-from test_run_faults import Pilot, fetch
+from shell_pilot import ShellPilot as Pilot
+from shell_pilot import fetch
 
 from htcondor_vpn.testbed import plan
 from htcondor_vpn.testbed.capture import Capture
