@@ -144,6 +144,21 @@ def pin(text: str) -> str:
     return text
 
 
+def word(text: str) -> str:
+    """Printable ASCII without spaces."""
+    if not re.fullmatch(r"[!-~]+", text):
+        raise ValueError("is not one word of printable ASCII")
+    return text
+
+
+def issuer(text: str) -> tuple[str, Path | None]:
+    """URL or URL=FILE, as (url, file or None)."""
+    match = re.fullmatch(r"(https://[A-Za-z0-9._\[\]:-]+(?:/[A-Za-z0-9._~%/-]*)?)(?:=(.+))?", text, re.ASCII)
+    if not match:
+        raise ValueError("is not https://HOST/PATH or https://HOST/PATH=FILE")
+    return match[1], path(match[2]) if match[2] else None
+
+
 def network(text: str) -> IPv4Network | IPv6Network:
     """ADDRESS or ADDRESS/PREFIX."""
     try:

@@ -165,6 +165,29 @@ KNOBS: tuple[Knob, ...] = (
           "Gateway: a certificate (chain) of your own in PEM form, instead of the self-made one."),
     _knob("GATEWAY_KEY_FILE", "path", "", "", is_a.path,
           "Gateway: the private key of that certificate (mode 0600)."),
+    _knob("GATEWAY_CLIENT_CA_FILE", "path", "", "", is_a.path,
+          "Gateway: admit pilots with a client certificate that a CA in this PEM file vouches for."),
+    _knob("GATEWAY_CLIENT_CRL_FILE", "path", "", "", is_a.path,
+          """Gateway: the revocation lists of all those CAs (PEM), read again when the file changes. A certificate is
+          refused whose CA has no list here, or one that is out of date."""),
+    _knob("GATEWAY_IDTOKEN_KEYS", "path", "", "", is_a.path,
+          """Gateway: admit pilots with an HTCondor IDTOKEN signed by a key in this folder; each file (mode 0600) is
+          named as the key, as in HTCondor's SEC_PASSWORD_DIRECTORY."""),
+    _knob("GATEWAY_IDTOKEN_ISSUER", "word", "", "", is_a.word,
+          "Gateway: the TRUST_DOMAIN of the pool whose IDTOKENs these are."),
+    _knob("GATEWAY_IDTOKEN_SCOPES", "list of words", "", "condor:/ADVERTISE_STARTD", is_a.list_of(is_a.word),
+          """Gateway: an IDTOKEN that is limited to some authorizations must have one of these; one without limits has
+          all."""),
+    _knob("GATEWAY_SCITOKEN_ISSUERS", "list of URLs", "", "", is_a.list_of(is_a.issuer),
+          """Gateway: admit pilots with a SciToken of one of these issuers. Their public keys are fetched from them, or
+          read from a JSON Web Key Set where one is named: `URL=FILE`."""),
+    _knob("GATEWAY_SCITOKEN_AUDIENCES", "list of words", "", "", is_a.list_of(is_a.word),
+          "Gateway: a SciToken must be meant for one of these (its claim `aud`), or for any."),
+    _knob("GATEWAY_SCITOKEN_SCOPES", "list of words", "", "", is_a.list_of(is_a.word),
+          "Gateway: a SciToken must have one of these scopes, such as `compute.create`; if empty, none is asked for."),
+    _knob("GATEWAY_PILOTS", "list of patterns", "", "*", is_a.list_of(is_a.word),
+          """Gateway: which pilots are admitted with a certificate, an IDTOKEN or a SciToken, by the names in the log:
+          `certificate:*.site.example`, `idtoken:pilot@*`. Tokens of the gateway's own are always."""),
     _knob("GATEWAY_CONNECTIONS", "whole number", "", "8000", is_a.integer(1, 1_000_000),
           """Gateway: how many connections it serves at once; it turns away what comes beyond. Each needs two file
           descriptors."""),
@@ -293,6 +316,17 @@ def _contradictions(settings: Settings) -> Iterator[ConfigError]:
         yield ConfigError(
             f"{settings.origins[name]}: {name} is set, but {PREFIX}GATEWAY_{other}_FILE is not",
             "a certificate and its key go together",
+        )
+    for first, second in (("IDTOKEN_KEYS", "IDTOKEN_ISSUER"), ("SCITOKEN_ISSUERS", "SCITOKEN_AUDIENCES")):
+        if bool(settings.values[f"{PREFIX}GATEWAY_{first}"]) != bool(settings.values[f"{PREFIX}GATEWAY_{second}"]):
+            yield ConfigError(
+                f"of {PREFIX}GATEWAY_{first} and {PREFIX}GATEWAY_{second} only one is set",
+                "a token is known by both together",
+            )
+    if settings.gateway_client_crl_file and not settings.gateway_client_ca_file:
+        yield ConfigError(
+            f"{PREFIX}GATEWAY_CLIENT_CRL_FILE is set, but {PREFIX}GATEWAY_CLIENT_CA_FILE is not",
+            "a revocation list goes with its CA",
         )
     if settings.gateways and not (settings.gateway_pin or settings.gateway_pin_file or settings.gateway_ca_file):
         yield ConfigError(

@@ -43,8 +43,11 @@ class Credentials:
     key: Path
     pin: str
 
-    def server_context(self) -> ssl.SSLContext:
-        """Returns a context for TLS 1.3 with session tickets; raises `GatewayFolderError` for an unusable pair."""
+    def server_context(self, client_ca: Path | None = None) -> ssl.SSLContext:
+        """Returns a context for TLS 1.3 with session tickets; raises `GatewayFolderError` for an unusable pair.
+
+        With `client_ca` pilots may show a certificate, for which one of the CAs in that file has to vouch.
+        """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.num_tickets = 2
@@ -54,6 +57,13 @@ class Credentials:
         except (OSError, ValueError) as error:
             cause = f"{self.certificate} and {self.key} are no usable certificate and key"
             raise GatewayFolderError(f"{cause} ({_reason(error)})", "give a matching pair in PEM form") from error
+        if client_ca is not None:
+            try:
+                context.load_verify_locations(client_ca)
+            except (OSError, ValueError) as error:
+                cause = f"{client_ca} holds no usable CA certificate ({_reason(error)})"
+                raise GatewayFolderError(cause, "give the pilots' CAs in PEM form") from error
+            context.verify_mode = ssl.CERT_OPTIONAL
         return context
 
 

@@ -73,6 +73,15 @@ def read_bytes(path: Path) -> bytes:
         raise _failure(path, "read", error) from error
 
 
+def version_of(path: Path) -> tuple[int, int, int]:
+    """Returns what tells one content of `path` from another without reading it; raises `GatewayFolderError`."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise _failure(path, "read", error) from error
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Lets one process at a time make the folder's files; the lock ends with the process that holds it."""

@@ -38,7 +38,7 @@ def run(settings: Settings, announce: Callable[[str], None]) -> None:
     `announce` gets a line for each listening address, the pin, and `ready` once connections are accepted.
     """
     found = credentials(settings)
-    context = found.server_context()
+    context = found.server_context(settings.gateway_client_ca_file)
     connections = raise_descriptor_limit(settings.gateway_connections)
     limits = Limits(
         connections=connections,

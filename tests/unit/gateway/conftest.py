@@ -57,9 +57,9 @@ class Running:
         self.trust = Trust(pins=(self.credentials.pin,))
         self._opened = []
 
-    async def start(self, limits, policy, authenticators=(), **options):
+    async def start(self, limits, policy, authenticators=(), client_ca=None, **options):
         keeper = Gatekeeper([self.tokens, *authenticators], self.deny_list, self.leases)
-        self.gateway = Gateway(self.credentials.server_context(), keeper, policy, limits, **options)
+        self.gateway = Gateway(self.credentials.server_context(client_ca), keeper, policy, limits, **options)
         (self.listener,) = listen([("127.0.0.1", 0)])
         self.port = self.listener.getsockname()[1]
         self.serving = asyncio.ensure_future(self.gateway.serve([self.listener]))
@@ -115,9 +115,9 @@ def running(tmp_path):
     numbers = itertools.count()
 
     @contextlib.asynccontextmanager
-    async def start(*, policy=None, resolver=None, families=None, authenticators=(), **limits):
+    async def start(*, policy=None, resolver=None, families=None, authenticators=(), client_ca=None, **limits):
         gateway = Running(tmp_path / f"gateway-{next(numbers)}")
-        options = {"resolver": resolver, "families": families, "authenticators": authenticators}
+        options = {"resolver": resolver, "families": families, "authenticators": authenticators, "client_ca": client_ca}
         await gateway.start(replace(Limits(grace_seconds=5), **limits), policy or LoopbackOnly(), **options)
         try:
             yield gateway
