@@ -97,6 +97,14 @@ def host(text: str) -> str:
     return text
 
 
+def domain(text: str) -> str:
+    """A domain name, without regard to case and to a dot at its end: in lower case, without it."""
+    name = text.lower().rstrip(".").lstrip(".")
+    if not _HOST.fullmatch(name) or len(name) > 253 or ".." in name or re.fullmatch(r"[0-9.]+", name, re.ASCII):
+        raise ValueError("is not a domain name")
+    return name
+
+
 def endpoint(text: str, *, lowest_port: int = 1) -> tuple[str, int]:
     """HOST:PORT or [IPV6]:PORT, as (host, port)."""
     match = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^:\[\]]+)):([0-9]{1,5})", text, re.ASCII)

@@ -16,6 +16,7 @@ from typing import Any
 from htcondor_vpn import knob_values as is_a
 from htcondor_vpn.config_file import Macros, Origin, printable
 from htcondor_vpn.errors import ConfigError, VpnError
+from htcondor_vpn.route_rules import route_rules
 
 PREFIX = "HTCONDOR_VPN_"
 ENVIRONMENT_PREFIX = "_CONDOR_"
@@ -71,10 +72,11 @@ def _knob(name: str, type_: str, unit: str, default: str, parse: is_a.Parser, te
 
 _rate = is_a.quantity(is_a.MBPS, 0.001, 1e6, zero=True)
 
-_engine = is_a.choice("stream", "wireguard", "proxy", "socks5", "ssh")
+_ENGINES = ("stream", "wireguard", "proxy", "socks5", "ssh")
+_engine = is_a.choice(*_ENGINES)
 
 KNOBS: tuple[Knob, ...] = (
-    _knob("ENGINE", "word", "", "stream", is_a.choice("stream", "wireguard", "proxy", "socks5", "ssh", "auto"),
+    _knob("ENGINE", "word", "", "stream", is_a.choice(*_ENGINES, "auto"),
           """How traffic leaves: `stream` through gateways of ours, `wireguard` by WireGuard servers, `proxy` through an
           HTTP proxy that allows CONNECT, `socks5` through a SOCKS server, `ssh` through a login node; `auto` takes the
           first that works."""),
@@ -120,6 +122,14 @@ KNOBS: tuple[Knob, ...] = (
           """Name servers that are asked, over TCP, through the engines `proxy`, `socks5` and `ssh`: ADDRESS or
           ADDRESS:PORT. IPv4 or IPv6 is carried where one of that family answers. Through `wireguard` they are asked if
           its configuration names none."""),
+    _knob("ROUTES", "list of routes", "", "", route_rules(_ENGINES),
+          """Ways for certain destinations, separated by commas: `NETWORK WAY` or `NETWORK port N[-M] WAY`, where WAY is
+          `direct` (from the node itself, past the tunnel), `reject`, `gateway HOST:PORT`, `engine NAME`, or `tunnel`
+          for an exception. The longest prefix holds. See engines.md."""),
+    _knob("DIRECT_DOMAINS", "list of domains", "", "", is_a.list_of(is_a.domain),
+          "Domains of the site's own: names in them are asked of `HTCONDOR_VPN_DIRECT_NAME_SERVERS`, past the tunnel."),
+    _knob("DIRECT_NAME_SERVERS", "list of addresses", "", "", is_a.list_of(is_a.name_server),
+          "The site's own name servers, which are asked from the node itself about those domains, and no others."),
     _knob("RUN_DIR", "path", "", "", is_a.path,
           """The run folder: state, log, broker's socket. Default: a new folder `htcondor-vpn-…` under $TMPDIR, or
           /tmp, which is removed at the end. The path must be short: a socket is in it."""),
@@ -328,10 +338,20 @@ def _contradictions(settings: Settings) -> Iterator[ConfigError]:
             f"{PREFIX}GATEWAY_CLIENT_CRL_FILE is set, but {PREFIX}GATEWAY_CLIENT_CA_FILE is not",
             "a revocation list goes with its CA",
         )
-    if settings.gateways and not (settings.gateway_pin or settings.gateway_pin_file or settings.gateway_ca_file):
+    known = settings.gateway_pin or settings.gateway_pin_file or settings.gateway_ca_file
+    by_gateway = any(rule.gateway for rule in settings.routes)
+    if (settings.gateways or by_gateway) and not known:
+        named = _named(settings, "GATEWAYS") if settings.gateways else f"{PREFIX}ROUTES"
         yield ConfigError(
-            f"{_named(settings, 'GATEWAYS')} says where the gateways are, but nothing says how to know them",
+            f"{named} says where the gateways are, but nothing says how to know them",
             "set HTCONDOR_VPN_GATEWAY_PIN, HTCONDOR_VPN_GATEWAY_PIN_FILE or HTCONDOR_VPN_GATEWAY_CA_FILE",
+        )
+    if bool(settings.direct_domains) != bool(settings.direct_name_servers):
+        given, other = ("DOMAINS", "NAME_SERVERS") if settings.direct_domains else ("NAME_SERVERS", "DOMAINS")
+        name = f"{PREFIX}DIRECT_{given}"
+        yield ConfigError(
+            f"{settings.origins[name]}: {name} is set, but {PREFIX}DIRECT_{other} is not",
+            "domains and the name servers that know them go together",
         )
 
 

@@ -69,8 +69,14 @@ def _text(report: dict[str, Any], now: float) -> str:
             f"  bytes    {report['bytes_in']} in, {report['bytes_out']} out",
             f"  jobs     {report['jobs']} with a network, {report['flows']} flows",
             f"  process  {report['pid']}",
+            *map(_route, report["routes"]),
         ]
     return "\n".join(lines)
+
+
+def _route(route: dict[str, Any]) -> str:
+    reason = "" if route["up"] else f", down: {plain(route['reason'])}"
+    return f"  route    {plain(route['to'])} {plain(route['by'])}, {route['flows']} flows{reason}"
 
 
 def _moment(seconds: float) -> str:

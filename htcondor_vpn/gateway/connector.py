@@ -9,8 +9,9 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 
-from htcondor_vpn.gateway.destinations import Address, Policy, interleaved
+from htcondor_vpn.gateway.destinations import Policy, interleaved
 from htcondor_vpn.gateway.names import Names
+from htcondor_vpn.special_addresses import Address
 from htcondor_vpn.wire.deadline import Deadline
 from htcondor_vpn.wire.dialing import Endpoint, connect_datagrams, connect_first
 from htcondor_vpn.wire.unreachable import Unreachable

@@ -7,8 +7,9 @@ import socket
 import time
 from urllib.parse import unquote
 
-from htcondor_vpn.gateway.destinations import Address, parse_target
+from htcondor_vpn.gateway.destinations import parse_target
 from htcondor_vpn.gateway.exchange import BadRequest, Head
+from htcondor_vpn.special_addresses import Address
 from htcondor_vpn.wire.datagrams import PROTOCOL, TARGET_PREFIX, CapsulePipe
 from htcondor_vpn.wire.relay import Traffic
 from htcondor_vpn.wire.tls import TlsStream

@@ -11,46 +11,24 @@ Python versions.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
-from typing import Protocol, Union
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_network
+from typing import Protocol
 
-from htcondor_vpn.linux.routes import ANYCAST, BROADCAST, LOCAL, route_type
-
-Address = Union[IPv4Address, IPv6Address]
-Network = Union[IPv4Network, IPv6Network]
+from htcondor_vpn.linux.routes import is_own
+from htcondor_vpn.special_addresses import NEVER, Address, Network, embedded, unmapped
 
 
 def _networks(*texts: str) -> tuple[Network, ...]:
     return tuple(ip_network(text) for text in texts)
 
 
-#: Never to be reached (RFC 6890 and the IANA special-purpose registries), and why. The first match counts.
-_NEVER: tuple[tuple[Network, str], ...] = tuple(
-    (ip_network(text), reason)
-    for text, reason in {
-        "0.0.0.0/8": "unspecified",
-        "127.0.0.0/8": "loopback",
-        "169.254.0.0/16": "link-local",
-        "192.0.0.0/24": "reserved",
-        "224.0.0.0/4": "multicast",
-        "255.255.255.255/32": "broadcast",
-        "240.0.0.0/4": "reserved",
-        "::/128": "unspecified",
-        "::1/128": "loopback",
-        "fe80::/10": "link-local",
-        "fec0::/10": "reserved",
-        "ff00::/8": "multicast",
-    }.items()
-)
-
 #: RFC 1918, RFC 6598, RFC 4193, and the local-use translation prefix of RFC 8215.
 _PRIVATE = _networks("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7", "64:ff9b:1::/48")
 
 #: Global unicast (RFC 4291): what lies outside, and is not private, has no use assigned.
 _GLOBAL_V6 = IPv6Network("2000::/3")
-_NAT64 = IPv6Network("64:ff9b::/96")
 
 
 class Policy(Protocol):
@@ -77,7 +55,7 @@ class PublicPolicy:
         inner = list(embedded(address))
         if inner:
             return next(filter(None, map(self.refusal_of_range, inner)), None)
-        for network, reason in _NEVER:
+        for network, reason in NEVER:
             if address in network:
                 return reason
         if any(address in network for network in _PRIVATE):
@@ -94,37 +72,6 @@ class PublicPolicy:
 
     def _allowed(self, address: Address) -> bool:
         return any(address in network for network in self.allow)
-
-
-def embedded(address: Address) -> Iterator[IPv4Address]:
-    """Yields the IPv4 addresses inside an IPv6 address to which a packet for it may end up.
-
-    IPv4-mapped (RFC 4291), NAT64 (RFC 6052), 6to4 (RFC 3056), and Teredo's server and client (RFC 4380).
-    """
-    if isinstance(address, IPv4Address):
-        return
-    if address.ipv4_mapped:
-        yield address.ipv4_mapped
-    elif address in _NAT64:
-        yield IPv4Address(int(address) & 0xFFFFFFFF)
-    elif address.sixtofour:
-        yield address.sixtofour
-    elif address.teredo:
-        yield from address.teredo
-
-
-def is_own(address: Address) -> bool:
-    """Tells whether this host itself answers at `address`, at this moment.
-
-    Asks the kernel's routing, which knows more than a list of interfaces: secondary, anycast and broadcast addresses,
-    and routes that make whole networks local.
-    """
-    return route_type(address) in (LOCAL, BROADCAST, ANYCAST)
-
-
-def unmapped(address: Address) -> Address:
-    """Returns the IPv4 address of an IPv4-mapped one, any other as it is."""
-    return getattr(address, "ipv4_mapped", None) or address
 
 
 def parse_target(target: str) -> tuple[Address | str, int]:

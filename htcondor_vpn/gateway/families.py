@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
-from htcondor_vpn.gateway.destinations import Address, PublicPolicy
+from htcondor_vpn.gateway.destinations import PublicPolicy
+from htcondor_vpn.special_addresses import Address
 
 #: Root name servers; nothing is sent to them, the kernel only looks for a route.
 _FAR_AWAY = {"ipv4": (socket.AF_INET, "198.41.0.4"), "ipv6": (socket.AF_INET6, "2001:503:ba3e::2:30")}

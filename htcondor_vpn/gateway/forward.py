@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 
 import h11
 
-from htcondor_vpn.gateway.destinations import Address, parse_target
+from htcondor_vpn.gateway.destinations import parse_target
 from htcondor_vpn.gateway.exchange import BadRequest, Exchange, Head
+from htcondor_vpn.special_addresses import Address
 from htcondor_vpn.wire.deadline import Deadline
 from htcondor_vpn.wire.relay import Traffic
 from htcondor_vpn.wire.unreachable import Unreachable

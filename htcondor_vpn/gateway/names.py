@@ -13,7 +13,7 @@ import socket
 import threading
 from ipaddress import ip_address
 
-from htcondor_vpn.gateway.destinations import Address
+from htcondor_vpn.special_addresses import Address
 
 _MAX_AT_ONCE = 64
 

@@ -19,13 +19,14 @@ from socket import socket
 from htcondor_vpn.errors import VpnError
 from htcondor_vpn.gateway.connector import Connector
 from htcondor_vpn.gateway.datagrams import GRANTED, parse_request, relay_datagrams
-from htcondor_vpn.gateway.destinations import Address, parse_target
+from htcondor_vpn.gateway.destinations import parse_target
 from htcondor_vpn.gateway.exchange import BadRequest, Exchange, Head
 from htcondor_vpn.gateway.forward import Origin, forward
 from htcondor_vpn.gateway.gatekeeper import Gatekeeper
 from htcondor_vpn.gateway.identity import CredentialRefused, Identity, Presented
 from htcondor_vpn.gateway.own_resources import OwnResources
 from htcondor_vpn.gateway.roster import Limits, Roster
+from htcondor_vpn.special_addresses import Address
 from htcondor_vpn.wire.datagrams import TARGET_PREFIX
 from htcondor_vpn.wire.deadline import Deadline
 from htcondor_vpn.wire.http import ProtocolError

@@ -22,6 +22,7 @@ from htcondor_vpn.jobnet.protocol import Connection, Message, ProtocolError
 from htcondor_vpn.jobnet.wiring import Totals, Wiring
 from htcondor_vpn.linux import ancestry
 from htcondor_vpn.linux.peers import Peer, Watched, peer_of
+from htcondor_vpn.route_rules import led_beside
 from htcondor_vpn.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -121,7 +122,8 @@ class JobNetworks:
             if namespace >= 0:
                 os.close(namespace)
         try:
-            self._wiring.connect(number, lease.namespace, rates, self.families)
+            besides = led_beside(self._settings.routes, self.families)
+            self._wiring.connect(number, lease.namespace, rates, self.families, besides)
             self._relay_chirp(lease)
         except BaseException:
             self._leases.add(lease)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import ip_network
 from typing import NamedTuple
@@ -24,6 +24,7 @@ from htcondor_vpn.jobnet.policy import Rates
 from htcondor_vpn.linux import links, shaping
 from htcondor_vpn.linux.namespaces import CLONE_NEWNET, setns
 from htcondor_vpn.linux.netlink import Netlink, NetlinkError, Request
+from htcondor_vpn.special_addresses import Network
 
 #: Frames of a job's link. The connections end in the engine, so no path has to carry them. With 4000 bytes the headers
 #: are 1.7 % of what the limits and counters see (1500: 4.4 %), and ten connections at once through a limit of 2 Mbit/s
@@ -57,15 +58,24 @@ class Wiring:
         self._netlink = Netlink()
         self._sweeper = Netlink()
 
-    def connect(self, number: int, namespace: int, rates: Rates, families: Collection[str]) -> None:
+    def connect(
+        self,
+        number: int,
+        namespace: int,
+        rates: Rates,
+        families: Collection[str],
+        besides: Sequence[Network] = (),
+    ) -> None:
         """Wires `namespace` as job network `number`; raises `NetlinkError` after removing what it made.
 
-        A family (`ipv4`, `ipv6`) that the tunnel does not carry is unreachable from the start.
+        A family (`ipv4`, `ipv6`) that the tunnel does not carry is unreachable from the start, but for the networks
+        `besides`.
         """
+        addressed = {*families, *(f"ipv{network.version}" for network in besides)}
         try:
-            self._netlink.do(self._our_end(number, namespace, rates, families))
+            self._netlink.do(self._our_end(number, namespace, rates, addressed))
             with self.inside(namespace), Netlink() as inside:
-                inside.do(_job_end(number, families))
+                inside.do(_job_end(number, families, besides))
         except OSError:
             self.discard(number)
             raise
@@ -172,7 +182,7 @@ def _limit(rate_mbps: float) -> shaping.Limit:
     return shaping.limit_for(max(rate_mbps * 1e6, shaping.LOWEST_BPS))
 
 
-def _job_end(number: int, families: Collection[str]) -> list[Request]:
+def _job_end(number: int, families: Collection[str], besides: Sequence[Network]) -> list[Request]:
     link, index = job_link(number), INSIDE_INDEX
     requests = [
         links.set_up(links.LOOPBACK_INDEX),
@@ -180,13 +190,14 @@ def _job_end(number: int, families: Collection[str]) -> list[Request]:
         links.add_address(index, link.job_v4, 31),
         links.add_route(_RESOLVER, link.broker_v4, index),
     ]
-    if "ipv6" in families:
-        requests.append(links.add_address(index, link.job_v6, 127))
-        requests.append(links.add_route(_EVERYTHING_V6, link.broker_v6, index))
-    else:
-        requests.append(links.refuse_route(_EVERYTHING_V6))
-    if "ipv4" in families:
-        requests.append(links.add_route(_EVERYTHING_V4, link.broker_v4, index))
-    else:
-        requests.append(links.refuse_route(_EVERYTHING_V4))
+    for everything, broker in ((_EVERYTHING_V6, link.broker_v6), (_EVERYTHING_V4, link.broker_v4)):
+        version = everything.version
+        led = [network for network in besides if network.version == version]
+        if version == 6 and (led or "ipv6" in families):
+            requests.append(links.add_address(index, link.job_v6, 127))
+        if f"ipv{version}" in families:
+            requests.append(links.add_route(everything, broker, index))
+        else:
+            requests.append(links.refuse_route(everything))
+            requests += [links.add_route(network, broker, index) for network in led]
     return requests

@@ -37,3 +37,12 @@ def route_type(address: IPv4Address | IPv6Address) -> int | None:
             raise
         return None
     return int(_ROUTE.unpack_from(answer)[7])
+
+
+def is_own(address: IPv4Address | IPv6Address) -> bool:
+    """Tells whether this host itself answers at `address`, at this moment; raises as `route_type`.
+
+    Asks the kernel's routing, which knows more than a list of interfaces: secondary, anycast and broadcast addresses,
+    and routes that make whole networks local.
+    """
+    return route_type(address) in (LOCAL, BROADCAST, ANYCAST)

@@ -22,8 +22,10 @@ from htcondor_vpn.tunnel.wireguard import WireguardCarrier
 from htcondor_vpn.tunnel.wireguard_config import read_config
 from htcondor_vpn.wire.trust import Trust, read_pins
 
-#: Makes carriers, given the run folder; called in the engine's process, as often as there is a new one.
+#: Makes carriers, or a pool of them, given a folder for what they need there; called in the engine's process, as often
+#: as there is a new one.
 Make = Callable[[Path], Sequence[Carrier]]
+MakePool = Callable[[Path], Pool]
 
 #: By which knob each engine is configured, and its value.
 _HOSTS = {
@@ -50,35 +52,44 @@ def engine_pools(settings: Settings) -> Callable[[Path], list[Pool]]:
     Everything that can be wrong with the settings is found here: raises `ConfigError`, `ConfigUnreadable`,
     `TokenUnusable` or `ProgramMissing`.
     """
+    makers = [maker(kind, settings) for kind in _chosen(settings)]
+    return lambda run_dir: [make(run_dir) for make in makers]
+
+
+def maker(kind: str, settings: Settings) -> MakePool:
+    """Returns what makes the pool of engine `kind`; raises as `engine_pools`, also where nothing is configured."""
+    knob, form = _HOSTS[kind]
+    if not settings.values[PREFIX + knob]:
+        raise ConfigError(f"no {_WHAT[kind]} is configured", f"set {PREFIX}{knob} to a list of {form}")
     kinds = {
         "stream": _gateways, "wireguard": _wireguard_servers, "proxy": _proxies, "socks5": _socks_servers,
         "ssh": _login_nodes,
     }  # fmt: skip
-    chosen = _chosen(settings)
-    makers = [(kind, kinds[kind](settings)) for kind in chosen]
+    return _pooled(kind, kinds[kind](settings), settings)
 
-    def pools(run_dir: Path) -> list[Pool]:
-        times = settings.probe_interval, settings.probe_timeout
-        return [Pool(kind, make(run_dir), *times) for kind, make in makers]
 
-    return pools
+def gateway_maker(host: str, port: int, settings: Settings) -> MakePool:
+    """Returns what makes the pool of that one gateway; raises as `engine_pools`."""
+    return _pooled("stream", _gateways(settings, [(host, port)]), settings)
+
+
+def _pooled(kind: str, make: Make, settings: Settings) -> MakePool:
+    times = settings.probe_interval, settings.probe_timeout
+    return lambda folder: Pool(kind, make(folder), *times)
 
 
 def _chosen(settings: Settings) -> list[str]:
-    configured = [kind for kind, (knob, _) in _HOSTS.items() if settings.values[PREFIX + knob]]
     if settings.engine == "auto":
+        configured = [kind for kind, (knob, _) in _HOSTS.items() if settings.values[PREFIX + knob]]
         chosen = [kind for kind in settings.engine_order if kind in configured]
         if not chosen:
             names = [f"{PREFIX}{_HOSTS[kind][0]}" for kind in settings.engine_order]
             raise ConfigError("no engine is configured to choose from", f"set one of {', '.join(names)}")
         return chosen
-    knob, form = _HOSTS[settings.engine]
-    if settings.engine not in configured:
-        raise ConfigError(f"no {_WHAT[settings.engine]} is configured", f"set {PREFIX}{knob} to a list of {form}")
     return [settings.engine]
 
 
-def _gateways(settings: Settings) -> Make:
+def _gateways(settings: Settings, endpoints: Sequence[tuple[str, int]] | None = None) -> Make:
     pins = settings.gateway_pin
     if settings.gateway_pin_file is not None:
         pins = (*pins, *read_pins(settings.gateway_pin_file))
@@ -91,7 +102,7 @@ def _gateways(settings: Settings) -> Make:
         proxy = HttpProxy(via[0], via[1], f"{PREFIX}VIA_PROXY", credentials) if via else None
         return [
             Gateway(host, port, trust, token, ThroughProxy(proxy, host, port) if proxy else None)
-            for host, port in settings.gateways
+            for host, port in (settings.gateways if endpoints is None else endpoints)
         ]
 
     return make

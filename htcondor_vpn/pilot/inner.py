@@ -13,6 +13,7 @@ from htcondor_vpn.linux.ancestry import Identity, identity, kill_within
 from htcondor_vpn.linux.channel import Channel
 from htcondor_vpn.linux.namespaces import CLONE_NEWNET, CLONE_NEWNS, KINDS, new_user_namespace, setns
 from htcondor_vpn.pilot.run_folder import RunFolder
+from htcondor_vpn.route_rules import led_beside
 from htcondor_vpn.settings import Settings
 from htcondor_vpn.tunnel.catcher import catch
 
@@ -72,7 +73,9 @@ def _make(channel: Channel, folder: RunFolder, settings: Settings, nft: str) -> 
     channel.send({"made": True})
     if (told := channel.receive()) is None:
         return False
-    sockets = catch(nft, told[0]["catch"], told[0]["udp"], settings.hold_connects)
+    families = told[0]["catch"]
+    besides = led_beside(settings.routes, families)
+    sockets = catch(nft, families, told[0]["udp"], settings.hold_connects, besides)
     channel.send({"kinds": sockets.kinds()}, [sock.fileno() for sock in sockets.all()])
     for sock in sockets.all():
         sock.close()

@@ -14,6 +14,7 @@ import htcondor_vpn.jobnet
 import htcondor_vpn.publish
 from htcondor_vpn.errors import LimitReached
 from htcondor_vpn.linux.signals import SignalDescriptor
+from htcondor_vpn.pilot.detours import detours, private_names
 from htcondor_vpn.pilot.engines import engine_pools
 from htcondor_vpn.pilot.run_folder import RunFolder
 from htcondor_vpn.pilot.supervisor import FORWARDED, Supervisor
@@ -42,7 +43,7 @@ def launch(settings: Settings, argv: Sequence[str], environment: Mapping[str, st
 
     Raises VpnError where it could not be started, and `Interrupted` where a signal came first.
     """
-    make_pools = engine_pools(settings)
+    make_pools, make_routes = engine_pools(settings), detours(settings)
     nft = find_nft()
     _hold_standard_descriptors()
     _check_descriptor_limit()
@@ -55,7 +56,8 @@ def launch(settings: Settings, argv: Sequence[str], environment: Mapping[str, st
         folder.fill(LIBEXEC)
 
         def engine() -> Engine:
-            return StreamEngine(make_pools(folder.path), (settings.up_mbps, settings.down_mbps))
+            rates = settings.up_mbps, settings.down_mbps
+            return StreamEngine(make_pools(folder.path), rates, make_routes(folder.detours), private_names(settings))
 
         return Supervisor(settings, folder, signals, settings.engine, engine, nft).run(argv, environment)
     except OSError as error:

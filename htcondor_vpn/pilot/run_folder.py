@@ -22,7 +22,8 @@ ENVIRONMENT_VARIABLE = "HTCONDOR_VPN_RUN_DIR"
 _LONGEST_SOCKET_PATH = 107  # unix(7)
 _PREFIX = "htcondor-vpn-"
 _SOCKET = "broker.sock"
-_OURS = (_SOCKET, "resolv.conf", "libexec", "run.lock")
+_DETOURS = "r"  # no longer than need be: sockets are in it
+_OURS = (_SOCKET, _DETOURS, "resolv.conf", "libexec", "run.lock")
 
 
 class RunFolder:
@@ -77,6 +78,11 @@ class RunFolder:
     @property
     def resolv_conf(self) -> Path:
         return self.path / "resolv.conf"
+
+    @property
+    def detours(self) -> Path:
+        """For what engines need there that serve a route; it may not exist."""
+        return self.path / _DETOURS
 
     def log_handler(self) -> logging.Handler:
         """A handler that appends to `run.log`; raises `RunFolderError`."""

@@ -6,7 +6,10 @@ from enum import Enum
 
 
 class TunnelState(str, Enum):
-    """In every state the inner namespace has no way out but the engine, and the engine connects to gateways alone."""
+    """In every state the inner namespace has no way out but the engine, and the engine connects to gateways alone.
+
+    What HTCONDOR_VPN_ROUTES leads to the node's own network leaves as long as COMMAND runs, UP and DOWN alike.
+    """
 
     #: The processes are being made. COMMAND does not exist. Nothing leaves.
     STARTING = "starting"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from htcondor_vpn.errors import RunFolderError
@@ -82,5 +83,6 @@ class TunnelStatus:
             jobs=self.jobs,
             families=report.families,
             holds_connects=self.holds_connects,
+            routes=tuple(asdict(route) for route in report.routes),
             reason=self.reason,
         ).write(self._run_dir)

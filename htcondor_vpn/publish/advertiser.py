@@ -112,6 +112,7 @@ def parse_state(text: str) -> Fields:
         "reason": document.get("reason", ""),
         "families": document.get("families"),
         "holds_connects": document.get("holds_connects", False),
+        "routes": [_route(route) for route in document.get("routes", ())],
         "updated": _number(document, "updated", 0, MAX_INTEGER),
     }
     if not isinstance(fields["reason"], str):
@@ -122,6 +123,15 @@ def parse_state(text: str) -> Fields:
     if not isinstance(families, list) or any(family not in ("ipv4", "ipv6") for family in families):
         raise ValueError("families is not a list of ipv4 and ipv6")
     return fields
+
+
+def _route(route: Any) -> Fields:
+    if not isinstance(route, dict):
+        raise ValueError("routes is not a list of objects")
+    for name, kind in (("to", str), ("by", str), ("up", bool), ("reason", str)):
+        if type(route.get(name)) is not kind:
+            raise ValueError(f"a route's {name} is not what it should be")
+    return {**route, "flows": _integer(route, "flows", 0, MAX_INTEGER)}
 
 
 def _integer(document: Fields, name: str, low: int, high: int, default: int | None = None) -> int:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from htcondor_vpn.errors import RunFolderError
 from htcondor_vpn.publish import advertiser
@@ -35,6 +36,8 @@ class State:
     families: tuple[str, ...] = ()
     #: Whether an application's connect waits for the far side's answer.
     holds_connects: bool = False
+    #: What leads elsewhere than to the gateway: objects with `to`, `by`, `up`, `flows` and `reason`.
+    routes: tuple[dict[str, Any], ...] = ()
     #: Why the state is what it is, for people.
     reason: str = ""
     pid: int = field(default_factory=os.getpid)
@@ -66,7 +69,7 @@ class State:
         """Reads a run folder's state.json as it stands. Raises OSError, and ValueError for a file that is damaged."""
         fields = advertiser.read_state(os.fspath(run_dir))
         del fields["version"]
-        return cls(**{**fields, "families": tuple(fields["families"])})
+        return cls(**{**fields, "families": tuple(fields["families"]), "routes": tuple(fields["routes"])})
 
     def word(self, now: float | None = None) -> str:
         """Returns the state in force: "stopped" if the supervisor is gone, "unknown" if it has fallen silent."""

@@ -30,6 +30,7 @@ from htcondor_vpn.linux.datagrams import make_room, make_sockets
 from htcondor_vpn.linux.namespaces import capabilities_to_programs
 from htcondor_vpn.linux.netlink import Netlink
 from htcondor_vpn.linux.programs import ProgramFailed, find_program, run_program
+from htcondor_vpn.special_addresses import Network
 from htcondor_vpn.tunnel.engine import InnerSockets
 from htcondor_vpn.tunnel.hold_rules import hold
 from htcondor_vpn.tunnel.refusals import Refusal
@@ -48,6 +49,8 @@ _CATCH_DATAGRAMS = f"""
         ip daddr {{ 224.0.0.0/4, 255.255.255.255 }} return
         meta l4proto udp meta mark set {TPROXY_MARK} tproxy to :{TPROXY_PORT} accept
 """
+
+_EVERYTHING: dict[str, Network] = {"ipv4": IPv4Network("0.0.0.0/0"), "ipv6": IPv6Network("::/0")}
 
 _RULES = f"""
 table inet htcondor_vpn {{
@@ -81,16 +84,16 @@ def find_nft() -> str:
     return find_program("nft", "nftables")
 
 
-def catch(nft: str, families: Iterable[str], udp: bool, holding: str) -> InnerSockets:
+def catch(nft: str, families: Iterable[str], udp: bool, holding: str, besides: Iterable[Network] = ()) -> InnerSockets:
     """Sets up the network namespace that this process is in, with capabilities, and returns the sockets to serve.
 
-    `families` are those that the tunnel carries ("ipv4", "ipv6"); a connection of the other one is refused at once,
-    and so are datagrams unless it carries `udp`. `holding` tells whether connects wait for the far side's answer
-    ("on", "off", "auto"). Raises OSError or `CatcherUnavailable`.
+    `families` are those that the tunnel carries ("ipv4", "ipv6"); a connection of the other one is refused at once
+    unless it is to one of the networks `besides`, and so are datagrams unless it carries `udp`. `holding` tells
+    whether connects wait for the far side's answer ("on", "off", "auto"). Raises OSError or `CatcherUnavailable`.
     """
     _forward_nothing()
     _answer_everyone()
-    _route_to_loopback(set(families))
+    _route_to_loopback(set(families), besides)
     refusals = "\n        ".join(f"meta mark {refusal:d} {refusal.statement}" for refusal in Refusal)
     rules = _RULES.replace("@datagrams@", _CATCH_DATAGRAMS if udp else "").replace("@refusals@", refusals)
     try:
@@ -123,14 +126,14 @@ def _answer_everyone() -> None:
             path.write_text("0")
 
 
-def _route_to_loopback(families: set[str]) -> None:
+def _route_to_loopback(families: set[str], besides: Iterable[Network]) -> None:
     requests = [links.set_up(links.LOOPBACK_INDEX), links.add_address(links.LOOPBACK_INDEX, PILOT_V4, 32)]
     if _has_ipv6():
         requests.append(links.add_address(links.LOOPBACK_INDEX, PILOT_V6, 128))
-    if "ipv4" in families:
-        requests.append(links.add_local_route(IPv4Network("0.0.0.0/0"), PILOT_V4, links.LOOPBACK_INDEX))
-    if "ipv6" in families:
-        requests.append(links.add_local_route(IPv6Network("::/0"), PILOT_V6, links.LOOPBACK_INDEX))
+    caught = [network for family, network in _EVERYTHING.items() if family in families]
+    for network in (*caught, *besides):
+        pilot = PILOT_V4 if network.version == 4 else PILOT_V6
+        requests.append(links.add_local_route(network, pilot, links.LOOPBACK_INDEX))
     with Netlink() as netlink:
         netlink.do(requests)
 

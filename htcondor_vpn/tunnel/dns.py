@@ -137,6 +137,15 @@ def failed(query: bytes) -> bytes:
     return _HEADER.pack(ident, flags & ~_TC | _QR | _RA | _SERVFAIL, questions, 0, 0, 0) + question
 
 
+def question_name(query: bytes) -> tuple[bytes, ...]:
+    """The labels of the name that is asked for, in lower case; none for the root, or for no proper question."""
+    labels, offset = [], _HEADER.size
+    while length := query[offset] if offset < len(query) else 0:
+        labels.append(query[offset + 1 : offset + 1 + length].lower())
+        offset += 1 + length
+    return tuple(labels)
+
+
 def _question_end(message: bytes, questions: int) -> int:
     """Where the question section ends; names there are not compressed. Raises IndexError."""
     offset = _HEADER.size

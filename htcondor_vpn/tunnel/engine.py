@@ -11,12 +11,26 @@ from htcondor_vpn.errors import VpnError, by_name
 
 
 @dataclass(frozen=True)
+class RouteReport:
+    """A rule of HTCONDOR_VPN_ROUTES: what goes `to` there goes `by` that; `flows` is how often it was asked for.
+
+    While what it leads to is not `up`, `reason` says why.
+    """
+
+    to: str
+    by: str
+    up: bool = True
+    flows: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class EngineReport:
     """What an engine knows now. Rates in Mbit/s, latency in ms, bytes are payload since the engine's start.
 
     `engine` is the kind in use, where it chooses among several, and `gateway` what carries. `families` are those that
-    can be reached, of "ipv4" and "ipv6", and `udp` whether datagrams are carried. While `up` is false, `error` names
-    the class in `errors.py`, and `cause` and `remedy` say why.
+    can be reached, of "ipv4" and "ipv6", and `udp` whether datagrams are carried, be it to some destinations only.
+    While `up` is false, `error` names the class in `errors.py`, and `cause` and `remedy` say why.
     """
 
     up: bool
@@ -33,13 +47,15 @@ class EngineReport:
     error: str = ""
     cause: str = ""
     remedy: str = ""
+    routes: tuple[RouteReport, ...] = ()
 
     def message(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_message(cls, message: dict[str, Any]) -> EngineReport:
-        return cls(**{**message, "families": tuple(message["families"])})
+        routes = tuple(RouteReport(**route) for route in message["routes"])
+        return cls(**{**message, "families": tuple(message["families"]), "routes": routes})
 
     def exception(self) -> VpnError:
         return by_name(self.error, self.cause, self.remedy)

@@ -10,19 +10,42 @@ import logging
 from collections.abc import Callable, Sequence
 
 from htcondor_vpn.errors import GatewayUnreachable, VpnError
+from htcondor_vpn.tunnel.carrier import Address
 from htcondor_vpn.tunnel.health import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, most_telling
 from htcondor_vpn.tunnel.pool import Pool
+from htcondor_vpn.wire.datagrams import DatagramPipe
+from htcondor_vpn.wire.stream import Stream
 
 log = logging.getLogger(__name__)
 
 
 class Ladder:
-    """Runs until cancelled; calls `changed` after each probe with the pool in use, or with the reason for none."""
+    """Uses the first of `pools` that works; `now` is that pool, or the reason why there is none."""
 
-    def __init__(self, pools: Sequence[Pool], changed: Callable[[Pool | VpnError], None]) -> None:
-        self._pools, self._changed = pools, changed
+    def __init__(self, pools: Sequence[Pool]) -> None:
+        self._pools = pools
+        self.now: Pool | VpnError = GatewayUnreachable("no gateway has answered yet")
 
-    async def run(self) -> None:
+    async def open_flow(self, address: Address, port: int) -> tuple[Stream, bytes]:
+        """As `Carrier.open_flow`; raises the reason where no pool works."""
+        return await self._pool().open_flow(address, port)
+
+    async def open_datagrams(self, address: Address, port: int) -> DatagramPipe:
+        """As `Carrier.open_datagrams`; raises the reason where no pool works."""
+        return await self._pool().open_datagrams(address, port)
+
+    async def ask_dns(self, query: bytes) -> bytes:
+        """As `Carrier.ask_dns`; raises the reason where no pool works."""
+        return await self._pool().ask_dns(query)
+
+    def _pool(self) -> Pool:
+        if isinstance(self.now, VpnError):
+            raise self.now
+        return self.now
+
+    async def run(self, changed: Callable[[], None]) -> None:
+        """Runs until cancelled; calls `changed` after each probe, and when `now` has changed."""
+        self._changed = changed
         pause = FIRST_RETRY_SECONDS
         while True:
             worked = await self._climb()
@@ -40,16 +63,20 @@ class Ladder:
                 if not worked:
                     log.info("engine %s works by %s", pool.engine, pool.healthy()[0].carrier.name)
                 worked = True
-                self._changed(pool)
+                self._say(pool)
 
             reason = await pool.run(told)
             if worked:
-                self._changed(reason)
+                self._say(reason)
                 return True
             log.info("engine %s does not work: %s", pool.engine, reason)
             reasons.append((pool.engine, reason))
-            self._changed(_summary(reasons, final=len(reasons) == len(self._pools)))
+            self._say(_summary(reasons, final=len(reasons) == len(self._pools)))
         return False
+
+    def _say(self, now: Pool | VpnError) -> None:
+        self.now = now
+        self._changed()
 
 
 def _summary(reasons: Sequence[tuple[str, VpnError]], *, final: bool) -> VpnError:

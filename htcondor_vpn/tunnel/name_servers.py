@@ -61,12 +61,13 @@ class NameServers:
     async def ask(self, query: bytes) -> bytes:
         """As `Carrier.ask_dns`: asks those that answered the last probe, one after the other."""
         last: Exception = GatewayUnreachable("no name server answers")
-        for server in self._good:
+        for server in list(self._good):
             try:
                 with Deadline(_ASK_SECONDS):
                     return await server.ask(query)
             except (OSError, asyncio.TimeoutError) as error:
                 last = error
+                self._good.sort(key=lambda each: each is server)  # the last one to be asked next time
         raise last
 
     async def probe(self) -> Answer:

@@ -13,13 +13,13 @@ import resource
 import socket
 import ssl
 from collections.abc import Callable, Coroutine, Sequence
-from ipaddress import IPv6Address, ip_address
+from ipaddress import ip_address
 from typing import Any
 
-from htcondor_vpn.errors import GatewayUnreachable, VpnError
+from htcondor_vpn.errors import VpnError
 from htcondor_vpn.linux.datagrams import DatagramSockets
 from htcondor_vpn.tunnel.bandwidth import measure
-from htcondor_vpn.tunnel.carrier import Address, FlowRefused
+from htcondor_vpn.tunnel.carrier import FlowRefused
 from htcondor_vpn.tunnel.datagrams import DatagramCarrier
 from htcondor_vpn.tunnel.dns import DnsResponder
 from htcondor_vpn.tunnel.engine import EngineReport, InnerSockets
@@ -27,9 +27,9 @@ from htcondor_vpn.tunnel.gateways import Gateway
 from htcondor_vpn.tunnel.holding import Holder
 from htcondor_vpn.tunnel.ladder import Ladder
 from htcondor_vpn.tunnel.pool import Pool
-from htcondor_vpn.wire.datagrams import DatagramPipe
+from htcondor_vpn.tunnel.private_names import PrivateNames
+from htcondor_vpn.tunnel.routes import Route, Routes
 from htcondor_vpn.wire.relay import Traffic, relay
-from htcondor_vpn.wire.stream import Stream
 from htcondor_vpn.wire.tls import reset
 
 _ACCEPTS_AT_ONCE = 64
@@ -40,14 +40,22 @@ log = logging.getLogger(__name__)
 
 
 class StreamEngine:
-    """See `Engine`. Uses the first of `pools` that works.
+    """See `Engine`. Uses the first of `pools` that works, but for what `routes` lead elsewhere.
 
-    `rates_mbps` are (up, down) as advertised; where one is 0 both are measured at start, if it is a gateway of ours.
+    `private_names` are asked first, and answer None to what they do not know about. `rates_mbps` are (up, down) as
+    advertised; where one is 0 both are measured at start, if it is a gateway of ours.
     """
 
-    def __init__(self, pools: Sequence[Pool], rates_mbps: tuple[float, float] = (0, 0)) -> None:
-        self._ladder = Ladder(pools, self._health_changed)
-        self._now: Pool | VpnError = GatewayUnreachable("no gateway has answered yet")
+    def __init__(
+        self,
+        pools: Sequence[Pool],
+        rates_mbps: tuple[float, float] = (0, 0),
+        routes: Sequence[Route] = (),
+        private_names: PrivateNames | None = None,
+    ) -> None:
+        self._ladder = Ladder(pools)
+        self._routes = Routes(routes, self._ladder)
+        self._private_names = private_names
         self._rates: tuple[float, float] | None = rates_mbps if all(rates_mbps) else None
         self._measured: set[str] = set()
         self._measurements: set[asyncio.Task[None]] = set()
@@ -56,14 +64,14 @@ class StreamEngine:
         self._listeners: list[socket.socket] = []
         self._live: set[Traffic] = set()
         self._ended = Traffic()
-        self._datagrams = DatagramCarrier(self._open_datagrams)
-        self._holder = Holder(self._open_flow)
+        self._datagrams = DatagramCarrier(self._routes.open_datagrams)
+        self._holder = Holder(self._routes.open_flow)
 
     async def run(self, report: Callable[[EngineReport], None]) -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         self._tell = report
-        await self._ladder.run()
+        await asyncio.gather(self._ladder.run(self._health_changed), self._routes.run(self._report))
 
     def serve(self, sockets: InnerSockets) -> None:
         dns = DnsResponder(self._resolve)
@@ -87,8 +95,8 @@ class StreamEngine:
 
     # Health
 
-    def _health_changed(self, now: Pool | VpnError) -> None:
-        self._now = now
+    def _health_changed(self) -> None:
+        now = self._ladder.now
         if isinstance(now, Pool) and self._rates is None:
             gateway = now.healthy()[0].carrier
             if isinstance(gateway, Gateway) and gateway.name not in self._measured:
@@ -110,8 +118,9 @@ class StreamEngine:
             "bytes_in": sum(each.bytes_to_plain for each in (self._ended, self._datagrams.traffic, *self._live)),
             "bytes_out": sum(each.bytes_from_plain for each in (self._ended, self._datagrams.traffic, *self._live)),
             "flows": len(self._live) + self._datagrams.open,
+            "routes": self._routes.told(),
         }
-        now = self._now
+        now = self._ladder.now
         if isinstance(now, VpnError):
             error = type(now).__name__
             self._tell(EngineReport(up=False, error=error, cause=now.cause, remedy=now.remedy, **counters))
@@ -126,7 +135,7 @@ class StreamEngine:
                 engine=now.engine,
                 gateway=first.carrier.name,
                 families=now.families,
-                udp=now.udp,
+                udp=now.udp or self._routes.udp,
                 latency_ms=first.latency_ms,
                 up_mbps=up_mbps,
                 down_mbps=down_mbps,
@@ -135,12 +144,6 @@ class StreamEngine:
         )
 
     # Flows
-
-    def _carriers(self) -> Pool:
-        """What to use now; raises the reason why there is nothing."""
-        if isinstance(self._now, VpnError):
-            raise self._now
-        return self._now
 
     def _accept_from(self, listener: socket.socket, take: Callable[[socket.socket], None]) -> None:
         listener.setblocking(False)
@@ -173,12 +176,10 @@ class StreamEngine:
     async def _carry(self, application: socket.socket) -> None:
         host, port = application.getsockname()[:2]
         address = ip_address(host)
-        if isinstance(address, IPv6Address) and address.ipv4_mapped:
-            address = address.ipv4_mapped
         traffic = Traffic()
         try:
             application.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            stream, early = self._holder.claim(application) or await self._open_flow(address, port)
+            stream, early = self._holder.claim(application) or await self._routes.open_flow(address, port)
         except (FlowRefused, VpnError, OSError, ssl.SSLError, asyncio.TimeoutError) as error:
             log.info("no flow to %s port %d: %s", address, port, error)
             reset(application)
@@ -194,14 +195,10 @@ class StreamEngine:
             self._ended.bytes_to_plain += traffic.bytes_to_plain
             self._ended.bytes_from_plain += traffic.bytes_from_plain
 
-    async def _open_flow(self, address: Address, port: int) -> tuple[Stream, bytes]:
-        return await self._carriers().open_flow(address, port)
-
-    async def _open_datagrams(self, address: Address, port: int) -> DatagramPipe:
-        return await self._carriers().open_datagrams(address, port)
-
     async def _resolve(self, query: bytes) -> bytes:
-        return await self._carriers().ask_dns(query)
+        if self._private_names is not None and (answer := await self._private_names.ask(query)) is not None:
+            return answer
+        return await self._ladder.ask_dns(query)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)

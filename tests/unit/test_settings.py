@@ -214,6 +214,26 @@ def test_a_gateway_needs_something_to_be_known_by(tmp_path: Path) -> None:
     load(tmp_path, gateways + f"HTCONDOR_VPN_GATEWAY_PIN = {PIN}\n")
 
 
+def test_a_gateway_of_a_route_too(tmp_path: Path) -> None:
+    routes = "HTCONDOR_VPN_ROUTES = 192.0.2.0/24 gateway gw.example.org:8443\n"
+    assert "HTCONDOR_VPN_ROUTES says where the gateways are" in refusal(tmp_path, routes)
+    load(tmp_path, routes + f"HTCONDOR_VPN_GATEWAY_PIN = {PIN}\n")
+
+
+def test_a_wrong_route_is_named(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "HTCONDOR_VPN_ROUTES = 10.8.0.0/16 direct, 192.0.2.0/24 somewhere\n")
+    assert f"{tmp_path}/vpn.conf:1: HTCONDOR_VPN_ROUTES" in message
+    assert "'192.0.2.0/24 somewhere' that does not end with one of tunnel, direct" in message
+
+
+def test_domains_need_name_servers(tmp_path: Path) -> None:
+    for knob, other in (("DOMAINS = a.example", "NAME_SERVERS"), ("NAME_SERVERS = 10.8.0.53", "DOMAINS")):
+        assert f"HTCONDOR_VPN_DIRECT_{other} is not" in refusal(tmp_path, f"HTCONDOR_VPN_DIRECT_{knob}\n")
+    both = "HTCONDOR_VPN_DIRECT_DOMAINS = A.example., b\nHTCONDOR_VPN_DIRECT_NAME_SERVERS = 10.8.0.53\n"
+    assert load(tmp_path, both).direct_domains == ("a.example", "b")
+    assert "is not a domain name" in refusal(tmp_path, "HTCONDOR_VPN_DIRECT_DOMAINS = 10.8.0.53\n")
+
+
 def test_a_certificate_needs_its_key(tmp_path: Path) -> None:
     for knob in ("CERTIFICATE", "KEY"):
         message = refusal(tmp_path, f"HTCONDOR_VPN_GATEWAY_{knob}_FILE = /x.pem")

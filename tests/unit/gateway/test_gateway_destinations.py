@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from htcondor_vpn.gateway.destinations import PublicPolicy, interleaved, is_own, parse_target
+from htcondor_vpn.gateway.destinations import PublicPolicy, interleaved, parse_target
 from htcondor_vpn.linux.netlink import NetlinkError
+from htcondor_vpn.linux.routes import is_own
 
 POLICY = PublicPolicy()
 

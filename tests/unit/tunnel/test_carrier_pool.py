@@ -124,13 +124,14 @@ def test_a_pool_ends_when_none_is_left_with_what_says_most():
 async def climbed(pools, wanted):
     """Runs a ladder until it says what is `wanted`; returns all that it said."""
     said, over = [], asyncio.Event()
+    ladder = Ladder(pools)
 
-    def changed(what):
-        said.append(what)
-        if wanted(what):
+    def changed():
+        said.append(ladder.now)
+        if wanted(ladder.now):
             over.set()
 
-    task = asyncio.ensure_future(Ladder(pools, changed).run())
+    task = asyncio.ensure_future(ladder.run(changed))
     await over.wait()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
