@@ -134,6 +134,12 @@ class ListenError(VpnError):
     exit_code = 80
 
 
+class GatewayNotRunning(VpnError):
+    """Gateway: none runs that could be asked, or told to do something."""
+
+    exit_code = 90
+
+
 class LimitReached(VpnError):
     """A limit of this account leaves no room for the pilot's processes or file descriptors."""
 

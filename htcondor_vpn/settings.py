@@ -203,6 +203,8 @@ KNOBS: tuple[Knob, ...] = (
           descriptors."""),
     _knob("GATEWAY_CONNECTIONS_PER_TOKEN", "whole number", "", "2000", is_a.integer(1, 1_000_000),
           "Gateway: how many connections one token may hold at once."),
+    _knob("GATEWAY_WORKERS", "whole number", "", "0", is_a.integer(0, 32),
+          "Gateway: how many processes serve connections; 0 is one for each processor core that it may use."),
     _knob("GATEWAY_GRACE_PERIOD", "time", "s", "30", is_a.quantity(is_a.SECONDS, 0, 86400),
           "Gateway: how long flows may go on after it was told to end."),
 )  # fmt: skip

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from htcondor_vpn import knob_values
-from htcondor_vpn.cli import gateway_deny
+from htcondor_vpn.cli import gateway_deny, gateway_operation
 from htcondor_vpn.cli.output import date, print_table, say
 from htcondor_vpn.config_sources import config_files
 from htcondor_vpn.errors import ProgramMissing, UsageError
@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_token_verbs(verbs)
     deny = verbs.add_parser("deny", help="refuse pilots whose credentials others have issued")
     gateway_deny.add_verbs(deny, _add_common_options)
+    gateway_operation.add_verbs(verbs, _add_common_options)
 
 
 def _add_token_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -6,6 +6,7 @@ import errno
 import logging
 import resource
 import socket
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -14,6 +15,8 @@ from htcondor_vpn.errors import ListenError
 log = logging.getLogger(__name__)
 
 _BACKLOG = 1024
+#: How long the workers of a gateway that was killed may take to let go of their sockets.
+_BUSY_SECONDS = 1.0
 #: For the loop, the database, listening sockets, name look-ups and the like.
 _SPARE_DESCRIPTORS = 128
 
@@ -72,13 +75,25 @@ def _listen(host: str, port: int) -> socket.socket:
         if family == socket.AF_INET6:
             # So that [::] and 0.0.0.0 can both be bound, whatever net.ipv6.bindv6only says.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind(address)
+        _bind(sock, address)
         sock.listen(_BACKLOG)
         sock.setblocking(False)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _bind(sock: socket.socket, address: tuple[object, ...]) -> None:
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            sock.bind(address)
+            return
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)
 
 
 def _failure(host: str, port: int, error: OSError) -> ListenError:

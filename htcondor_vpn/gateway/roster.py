@@ -6,12 +6,14 @@ import asyncio
 import enum
 import logging
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from htcondor_vpn.errors import VpnError
+from htcondor_vpn.gateway.flows import Flows
 from htcondor_vpn.gateway.gatekeeper import Gatekeeper
 from htcondor_vpn.gateway.identity import Identity
+from htcondor_vpn.gateway.seats import Seats
 from htcondor_vpn.gateway.standing import Standing
 from htcondor_vpn.wire.deadline import Deadline
 
@@ -23,7 +25,7 @@ _LOOK_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Limits:
-    """What one gateway process puts up with. Times are in seconds."""
+    """What a gateway puts up with, all its processes together. Times are in seconds."""
 
     connections: int = 8000
     connections_per_token: int = 2000
@@ -50,13 +52,14 @@ class Connected(Protocol):
 class Roster:
     """The sessions, and whose each is."""
 
-    def __init__(self, limits: Limits, gatekeeper: Gatekeeper) -> None:
-        self.flows = 0
+    def __init__(self, limits: Limits, gatekeeper: Gatekeeper, seats: Seats | None = None, column: int = 0) -> None:
+        self.flows = Flows()
         self.draining = False  # whether flows are begun no more
+        self.told: Standing | None = None  # by a parent, which knows the other processes too
         self._limits, self._gatekeeper = limits, gatekeeper
+        self._seats, self._column = seats or Seats(), column
         self._sessions: set[Connected] = set()
         self._identities: dict[Connected, Identity] = {}
-        self._by_name: dict[str, set[Connected]] = {}
         self._changed = asyncio.Event()
 
     @property
@@ -66,22 +69,27 @@ class Roster:
     @property
     def closed(self) -> bool:
         """Whether there is not even room to turn anyone away: the others wait in the listening sockets' queues."""
-        return len(self._sessions) >= self._limits.connections + 64
+        return self._seats.total() >= self._limits.connections + 64
 
     def standing(self) -> Standing:
-        """How this process stands."""
-        return Standing(self.flows, min(1.0, len(self._sessions) / self._limits.connections), self.draining)
+        """How the gateway stands."""
+        full = self._seats.total() / self._limits.connections
+        if self.told is None:
+            return Standing(len(self.flows), min(1.0, full), self.draining)
+        return replace(self.told, load=min(1.0, max(full, self.told.load)), draining=self.draining)
 
     async def without_flows(self) -> None:
-        """Waits until there is no flow."""
+        """Waits until this process has no flow."""
         while self.flows:
             await self.left(_LOOK_SECONDS)
 
     def enter(self, session: Connected) -> None:
         self._sessions.add(session)
+        self._seats.enter(self._column)
 
     def leave(self, session: Connected) -> None:
         self._sessions.discard(session)
+        self._seats.leave(self._column)
         self._unbind(session)
         self._changed.set()
 
@@ -92,22 +100,18 @@ class Roster:
         """
         known = self._identities.get(session)
         if known is None or known.name != identity.name:
-            if len(self._sessions) > self._limits.connections:
+            if self._seats.total() > self._limits.connections:
                 return Crowd.GATEWAY
             self._unbind(session)
-            if len(self._by_name.get(identity.name, ())) >= self._limits.connections_per_token:
+            if not self._seats.bind(self._column, identity.name, self._limits.connections_per_token):
                 return Crowd.TOKEN
-            self._by_name.setdefault(identity.name, set()).add(session)
         self._identities[session] = identity
         return None
 
     def _unbind(self, session: Connected) -> None:
         identity = self._identities.pop(session, None)
         if identity is not None:
-            others = self._by_name[identity.name]
-            others.discard(session)
-            if not others:
-                del self._by_name[identity.name]
+            self._seats.unbind(self._column, identity.name)
 
     async def left(self, timeout_seconds: float) -> None:
         """Waits until a session leaves or the time is over."""

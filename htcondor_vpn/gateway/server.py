@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import signal
 import socket
 import ssl
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from htcondor_vpn.gateway.names import Names
 from htcondor_vpn.gateway.own_resources import OwnResources
 from htcondor_vpn.gateway.resolver import Resolver
 from htcondor_vpn.gateway.roster import Limits, Roster
+from htcondor_vpn.gateway.seats import Seats
 from htcondor_vpn.gateway.session import Services, Session
 from htcondor_vpn.wire.dialing import tune
 
@@ -34,7 +34,10 @@ _RETRY_SECONDS = 1.0
 
 
 class Gateway:
-    """Made inside a running loop. `serve` runs until `stop`; a second `stop` ends what still goes on."""
+    """Made inside a running loop. `serve` runs until `stop`; a second `stop` ends what still goes on.
+
+    `seats` counts its connections, in `column`, together with those of other processes that serve the same sockets.
+    """
 
     def __init__(
         self,
@@ -45,8 +48,10 @@ class Gateway:
         *,
         resolver: Resolver | None = None,
         families: Families | None = None,
+        seats: Seats | None = None,
+        column: int = 0,
     ) -> None:
-        roster = Roster(limits, gatekeeper)
+        roster = Roster(limits, gatekeeper, seats, column)
         resources = OwnResources(
             families or Families(policy if isinstance(policy, PublicPolicy) else PublicPolicy()),
             resolver or Resolver(),
@@ -55,7 +60,8 @@ class Gateway:
         connector = Connector(policy, Names(), limits.connect_seconds)
         self._services = Services(context, limits, gatekeeper, roster, connector, resources)
         self._tasks: dict[asyncio.Task[None], Session] = {}
-        self._stop, self._kill, self._draining = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._stop, self._kill = asyncio.Event(), asyncio.Event()
+        self._draining, self._leaving = asyncio.Event(), asyncio.Event()
 
     @property
     def roster(self) -> Roster:
@@ -65,33 +71,31 @@ class Gateway:
         """Ends the gateway: the first time it lets flows go on for the grace period, the second time it does not."""
         (self._kill if self._stop.is_set() else self._stop).set()
 
+    def retire(self) -> None:
+        """Leaves new connections to other processes, and ends when the last flow has ended, however long that takes."""
+        self._leaving.set()
+
     def drain(self) -> None:
         """Begins no flow any more, and ends the gateway when the last one has ended; probes are answered till then."""
         self.roster.draining = True
         self._draining.set()
 
-    def stop_on_signals(self) -> None:
-        """Makes SIGTERM and SIGINT call `stop`."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
-
     async def serve(self, listeners: Sequence[socket.socket]) -> None:
         """Serves what comes in on `listeners`, which it closes at the end."""
         loop = asyncio.get_running_loop()
         stopped = loop.create_task(self._stop.wait())
-        drained = loop.create_task(self._drained())
+        left, drained = loop.create_task(self._leaving.wait()), loop.create_task(self._drained())
         watch = loop.create_task(self._services.roster.watch_credentials())
         accepting = [loop.create_task(self._accept(listener)) for listener in listeners]
         try:
-            await asyncio.wait([stopped, drained, watch, *accepting], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([stopped, left, drained, watch, *accepting], return_when=asyncio.FIRST_COMPLETED)
             outcomes = await _cancelled(accepting)
             for listener in listeners:
                 listener.close()
             await self._end_sessions()
-            outcomes += await _cancelled([stopped, drained, watch])
+            outcomes += await _cancelled([stopped, left, drained, watch])
         finally:
-            await _cancelled([stopped, drained, watch, *accepting])
+            await _cancelled([stopped, left, drained, watch, *accepting])
             for listener in listeners:
                 listener.close()
         for outcome in outcomes:
@@ -144,19 +148,25 @@ class Gateway:
         """Lets the sessions end: first by themselves, then not."""
         for session in list(self._tasks.values()):
             session.finish()
-        killed: asyncio.Future[Any] = asyncio.ensure_future(self._kill.wait())
         # No others come: nobody accepts any more.
         ended: asyncio.Future[Any] = asyncio.gather(*self._tasks, return_exceptions=True)
-        try:
-            grace = self._services.limits.grace_seconds
-            await asyncio.wait([killed, ended], timeout=grace, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            killed.cancel()
+        if self._leaving.is_set():
+            await _first(ended, self._stop)
+        await _first(ended, self._kill, self._services.limits.grace_seconds)
         if self._tasks:
             log.warning("%d connections are cut", len(self._tasks))
         for session in list(self._tasks.values()):
             session.cut("gateway_ended")
         await ended
+
+
+async def _first(future: asyncio.Future[Any], event: asyncio.Event, timeout_seconds: float | None = None) -> None:
+    """Waits for `future`, or `event`, or the end of the time."""
+    waiting: asyncio.Future[Any] = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait([future, waiting], timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
 
 
 async def _cancelled(tasks: list[asyncio.Task[Any]]) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import os
 import socket
 from collections.abc import Callable
 from ipaddress import ip_address
@@ -10,11 +10,13 @@ from ipaddress import ip_address
 from htcondor_vpn.errors import ConfigError
 from htcondor_vpn.gateway.admission import gatekeeper
 from htcondor_vpn.gateway.credentials import Credentials, given_credentials, own_credentials
-from htcondor_vpn.gateway.destinations import PublicPolicy
 from htcondor_vpn.gateway.folder import open_folder
+from htcondor_vpn.gateway.inheritance import inherited, only_checks
 from htcondor_vpn.gateway.listening import listen, name_of, raise_descriptor_limit
+from htcondor_vpn.gateway.parent import Parent
 from htcondor_vpn.gateway.roster import Limits
-from htcondor_vpn.gateway.server import Gateway
+from htcondor_vpn.gateway.seats import Seats
+from htcondor_vpn.gateway.worker import Equipment
 from htcondor_vpn.settings import Settings
 
 
@@ -33,10 +35,11 @@ def credentials(settings: Settings) -> Credentials:
 
 
 def run(settings: Settings, announce: Callable[[str], None]) -> None:
-    """Runs a gateway until SIGTERM or SIGINT; raises `VpnError` if it cannot start.
+    """Runs a gateway until it is told to end; raises `VpnError` if it cannot start.
 
     `announce` gets a line for each listening address, the pin, and `ready` once connections are accepted.
     """
+    former = inherited()
     found = credentials(settings)
     context = found.server_context(settings.gateway_client_ca_file)
     connections = raise_descriptor_limit(settings.gateway_connections)
@@ -45,19 +48,23 @@ def run(settings: Settings, announce: Callable[[str], None]) -> None:
         connections_per_token=min(connections, settings.gateway_connections_per_token),
         grace_seconds=settings.gateway_grace_period,
     )
-    with gatekeeper(settings) as keeper:
-        listeners = listen(settings.gateway_listen)
+    with gatekeeper(settings):
+        pass  # each worker opens its own; what is wrong with it had better be said once
+    if only_checks():
+        return
+    if former is None:
+        seats, listeners = Seats(), listen(settings.gateway_listen)
+    else:
+        seats, listeners = Seats(former.seats), [socket.socket(fileno=number) for number in former.listeners]
 
-        async def serve() -> None:
-            gateway = Gateway(context, keeper, PublicPolicy(settings.gateway_allow), limits)
-            gateway.stop_on_signals()
-            for listener in listeners:
-                announce(f"listening on {name_of(listener.getsockname())}")
-            announce(found.pin)
-            announce("ready")
-            await gateway.serve(listeners)
+    def tell() -> None:
+        for listener in listeners:
+            announce(f"listening on {name_of(listener.getsockname())}")
+        announce(found.pin)
+        announce("ready")
 
-        asyncio.run(serve())
+    equipment = Equipment(settings, context, limits, seats, listeners)
+    Parent(equipment, settings.gateway_workers or len(os.sched_getaffinity(0)), tell, former).run()
 
 
 def _names(settings: Settings) -> list[str]:

@@ -21,6 +21,7 @@ from htcondor_vpn.gateway.connector import Connector
 from htcondor_vpn.gateway.datagrams import GRANTED, parse_request, relay_datagrams
 from htcondor_vpn.gateway.destinations import parse_target
 from htcondor_vpn.gateway.exchange import BadRequest, Exchange, Head
+from htcondor_vpn.gateway.flows import Flow
 from htcondor_vpn.gateway.forward import Origin, forward
 from htcondor_vpn.gateway.gatekeeper import Gatekeeper
 from htcondor_vpn.gateway.identity import CredentialRefused, Identity, Presented
@@ -30,7 +31,7 @@ from htcondor_vpn.special_addresses import Address
 from htcondor_vpn.wire.datagrams import TARGET_PREFIX
 from htcondor_vpn.wire.deadline import Deadline
 from htcondor_vpn.wire.http import ProtocolError
-from htcondor_vpn.wire.relay import Traffic, relay
+from htcondor_vpn.wire.relay import relay
 from htcondor_vpn.wire.tls import TlsStream
 from htcondor_vpn.wire.unreachable import Unreachable
 
@@ -236,7 +237,7 @@ class Session:
                 flow.outcome = error.error
                 await _answer_unreachable(exchange, error)
 
-    async def _connected(self, connecting: Awaitable[socket], flow: _Flow) -> socket:
+    async def _connected(self, connecting: Awaitable[socket], flow: Flow) -> socket:
         """Connects for a flow; raises `Unreachable`, and asyncio.CancelledError if the session was cut meanwhile."""
         plain = await connecting
         if self._cut_reason:
@@ -247,31 +248,23 @@ class Session:
         return plain
 
     @contextmanager
-    def _flow(self, pilot: Identity, target: str) -> Iterator[_Flow]:
+    def _flow(self, pilot: Identity, target: str) -> Iterator[Flow]:
         """Counts a flow while it lasts, and writes its line into the log at its end."""
-        flow = _Flow(Traffic())
-        started = time.monotonic()
-        self._services.roster.flows += 1
+        flows = self._services.roster.flows
+        flow = flows.begin(pilot.name, target)
         try:
             yield flow
         except BaseException:
             flow.traffic.reset = True
             raise
         finally:
-            self._services.roster.flows -= 1
             outcome = self._cut_reason or flow.outcome or ("reset" if flow.traffic.reset else "closed")
+            flows.end(flow, outcome)
             log.info(
                 "flow pilot=%s to=%s via=%s bytes_up=%d bytes_down=%d seconds=%.3f outcome=%s",
                 pilot.name, target, flow.via or "-", flow.traffic.bytes_to_plain, flow.traffic.bytes_from_plain,
-                time.monotonic() - started, outcome,
+                flow.seconds, outcome,
             )  # fmt: skip
-
-
-@dataclass
-class _Flow:
-    traffic: Traffic
-    via: str = ""
-    outcome: str = ""
 
 
 def _for_ourselves(head: Head) -> bool:

@@ -185,7 +185,7 @@ async def test_many_flows_at_once(running, echo_port, flow_lines):
     async with running() as gateway, echo_port() as port:
         await asyncio.gather(*(one(gateway, port, number) for number in range(200)))
         await eventually(lambda: len(flow_lines()) == 200)
-        assert gateway.gateway.roster.flows == 0
+        assert len(gateway.gateway.roster.flows) == 0
         await eventually(lambda: not gateway.gateway.roster.sessions)
     assert all("bytes_up=200000 bytes_down=200000" in line for line in flow_lines())
 

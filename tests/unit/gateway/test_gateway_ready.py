@@ -43,7 +43,7 @@ async def test_a_flow_after_another_waits_for_no_handshake(running, echo_port, m
     async with running() as gateway, echo_port() as port, pilot_of(gateway) as pilot:
         await works((await pilot.open_flow(LOOPBACK, port))[0])
         await eventually(lambda: len(pilot._ready._ready) == ready.FEWEST)
-        await eventually(lambda: gateway.gateway.roster.flows == 0)
+        await eventually(lambda: not gateway.gateway.roster.flows)
 
         async def connect():
             raise AssertionError("a flow makes a connection of its own")

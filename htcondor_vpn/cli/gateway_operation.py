@@ -1,0 +1,121 @@
+"""`htcondor-vpn gateway status`, `drain` and `restart`: asks a running gateway, and tells it what to do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from htcondor_vpn import knob_values
+from htcondor_vpn.cli.output import print_table, say
+from htcondor_vpn.errors import GatewayNotRunning, UsageError
+from htcondor_vpn.settings import Settings
+
+_RESTART_SECONDS = 90.0
+
+
+def add_verbs(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    add_common: Callable[[argparse.ArgumentParser, object], None],
+) -> None:
+    """Adds the verbs; `add_common` adds the options that all verbs of a gateway have."""
+    status = verbs.add_parser("status", help="show what the running gateway carries")
+    status.add_argument("--json", action="store_true", help="as JSON")
+    status.set_defaults(act=_status)
+    drain = verbs.add_parser("drain", help="begin no flow any more, and end when the last one has ended")
+    drain.add_argument("--timeout", metavar="TIME", help="cut what is left after this, such as 2h (default: never)")
+    drain.add_argument("--wait", action="store_true", help="return when the gateway has ended")
+    drain.set_defaults(act=_drain)
+    restart = verbs.add_parser("restart", help="take over new code, settings and certificate without losing a flow")
+    restart.set_defaults(act=_restart)
+    for verb in (status, drain, restart):
+        add_common(verb, argparse.SUPPRESS)
+
+
+def _status(args: argparse.Namespace, settings: Settings) -> int:
+    from htcondor_vpn.gateway.control import Connection
+
+    with Connection(settings.gateway_dir) as gateway:
+        status = gateway.ask({"do": "status"})
+    if args.json:
+        say(json.dumps(status, indent=2))
+        return 0
+    state = "stopping" if status["stopping"] else "draining" if status["draining"] else "serving"
+    limits = status["limits"]
+    say(
+        f"{state} for {_duration(status['uptime_seconds'])}, version {status['version']}, process {status['pid']}, "
+        f"load {status['load']:.2f}\n"
+        f"{status['flows']} flows ({status['flows_ended']} have ended) on {status['connections']} of at most "
+        f"{limits['connections']} connections, {limits['connections_per_token']} a pilot\n"
+        f"up {status['up_mbps']:.1f} Mbit/s, down {status['down_mbps']:.1f} Mbit/s; "
+        f"since the start {_size(status['bytes_up'])} up, {_size(status['bytes_down'])} down"
+    )
+    for worker in status["workers"]:
+        last = ", its flows are its last" if worker["retired"] else ""
+        say(
+            f"worker {worker['pid']}: {worker['flows']} flows, load {worker['load']:.2f}, "
+            f"{_size(worker['memory_bytes'])}{last}"
+        )
+    rows = [
+        (name, str(count["flows"]), f"{count['up_mbps']:.1f}", f"{count['down_mbps']:.1f}",
+         _size(count["bytes_up"]), _size(count["bytes_down"]))
+        for name, count in status["pilots"].items()
+    ]  # fmt: skip
+    print_table([("PILOT", "FLOWS", "UP Mbit/s", "DOWN Mbit/s", "SENT", "RECEIVED"), *rows])
+    return 0
+
+
+def _drain(args: argparse.Namespace, settings: Settings) -> int:
+    from htcondor_vpn.gateway.control import Connection
+
+    request: dict[str, Any] = {"do": "drain"}
+    if args.timeout is not None:
+        try:
+            request["timeout_seconds"] = knob_values.quantity(knob_values.SECONDS, 0, 365 * 86400)(args.timeout)
+        except ValueError as error:
+            raise UsageError(f"--timeout {args.timeout}: the value {error}", "write it as 30min or 2h") from error
+    with Connection(settings.gateway_dir) as gateway:
+        say(f"{gateway.ask(request)['flows']} flows go on")
+        if args.wait:
+            gateway.ended()
+    return 0
+
+
+def _restart(_args: argparse.Namespace, settings: Settings) -> int:
+    from htcondor_vpn.gateway.control import Connection
+
+    deadline = time.monotonic() + _RESTART_SECONDS
+    with Connection(settings.gateway_dir) as gateway:
+        before = gateway.ask({"do": "status"})
+        refusal = gateway.tell({"do": "restart"}, _RESTART_SECONDS)
+    if refusal is not None:
+        raise GatewayNotRunning(f"the gateway goes on as it was: {refusal['error']}", "mend that, and try again")
+    while True:  # the new program listens once it serves
+        try:
+            with Connection(settings.gateway_dir) as gateway:
+                after = gateway.ask({"do": "status"})
+            if after["generation"] > before["generation"]:
+                break
+        except GatewayNotRunning:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
+    say(f"version {after['version']} serves; {sum(worker['flows'] for worker in after['workers'])} flows go on")
+    return 0
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError

@@ -1,0 +1,121 @@
+"""Flows from the node through a real gateway to an echo server in the world, all made by the test's own process."""
+
+import asyncio
+import contextlib
+import socket
+import time
+
+from htcondor_vpn.testbed import plan
+from htcondor_vpn.wire.http import HttpConnection
+from htcondor_vpn.wire.tls import TlsStream
+from htcondor_vpn.wire.trust import Trust, read_pins
+
+ECHO = (str(plan.WORLD["http"].v4), 7007)
+PATIENCE_SECONDS = 60
+
+
+class Refused(Exception):
+    """A gateway's answer to a CONNECT that is not a 200: `status`."""
+
+    def __init__(self, status):
+        super().__init__(f"the gateway answered {status}")
+        self.status = status
+
+
+class Client:
+    """A pilot's side, on the node. `gateway` is a `SiteGateway`."""
+
+    def __init__(self, site, gateway):
+        self.site, self.gateway = site, gateway
+        self._opened = []
+        self.token = gateway.token_file.read_text().strip()
+        self.trust = Trust(pins=read_pins(gateway.pin_file))
+
+    async def connect(self):
+        """An HTTP connection to the gateway."""
+        sock = self.site.node.socket(socket.AF_INET, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        host, port = self.gateway.endpoints[0].rsplit(":", 1)
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, (host, int(port)))
+        except BaseException:
+            sock.close()
+            raise
+        stream = await TlsStream.client(sock, self.trust.context, None)
+        self._opened.append(stream)
+        return HttpConnection(stream)
+
+    def close(self):
+        """Cuts what is still open."""
+        for stream in self._opened:
+            stream.abort()
+
+    async def ask(self, method, target, token=None):
+        """One request on a connection of its own: connection and answer."""
+        connection = await self.connect()
+        name = "Proxy-Authorization" if method == "CONNECT" else "Authorization"
+        headers = [("Host", "gateway"), (name, f"Bearer {token or self.token}")]
+        return connection, await connection.exchange(method, target, headers)
+
+    async def flow(self, to=ECHO, token=None):
+        """A flow's stream; raises `Refused`, or OSError."""
+        connection, answer = await self.ask("CONNECT", f"{to[0]}:{to[1]}", token)
+        if answer.status != 200:
+            connection.stream.abort()
+            raise Refused(answer.status)
+        return connection.stream
+
+
+async def echoes(stream, data=b"x" * 1000):
+    """Sends through a flow and takes it back."""
+    await stream.write(data)
+    got = b""
+    while len(got) < len(data):
+        piece = await stream.read()
+        assert piece, "the flow ended"
+        got += piece
+    assert got == data
+    return True
+
+
+async def until(condition, seconds=PATIENCE_SECONDS):
+    """Waits for what no event announces."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
+
+
+@contextlib.asynccontextmanager
+async def echo_server(site, address=ECHO):
+    """Serves echoes in the world, in this loop."""
+    loop, tasks, socks = asyncio.get_running_loop(), set(), []
+    with site.world.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(512)
+        listener.setblocking(False)
+
+        async def accept():
+            while True:
+                sock, _ = await loop.sock_accept(listener)
+                socks.append(sock)
+                tasks.add(loop.create_task(_echo(sock)))
+
+        tasks.add(loop.create_task(accept()))
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for sock in socks:
+                sock.close()
+
+
+async def _echo(sock):
+    loop = asyncio.get_running_loop()
+    with sock, contextlib.suppress(OSError):
+        sock.setblocking(False)
+        while data := await loop.sock_recv(sock, 65536):
+            await loop.sock_sendall(sock, data)

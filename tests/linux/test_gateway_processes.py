@@ -1,0 +1,233 @@
+"""The processes of a gateway: one that dies takes its own flows with it and no more, and limits hold over all."""
+
+import asyncio
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from gateway_flows import PATIENCE_SECONDS, Client, Refused, echo_server, echoes, until
+
+from htcondor_vpn.testbed.gateway import SiteGateway, vpn_command
+
+STATE = "/.well-known/htcondor-vpn"
+
+
+class Gateway(SiteGateway):
+    """A gateway of two workers whose operator the test is."""
+
+    def __init__(self, site, folder, **knobs):
+        file = folder / "gateway.conf"
+        knobs = {"WORKERS": 2, **knobs}
+        file.write_text("".join(f"HTCONDOR_VPN_GATEWAY_{name} = {value}\n" for name, value in knobs.items()))
+        super().__init__(site.dmz, folder, "--config", str(file))
+
+    def operate(self, *words, check=True):
+        return self.host.run(vpn_command("gateway", *words, "--dir", str(self.state_folder)), check=check)
+
+    def status(self):
+        return json.loads(self.operate("status", "--json").stdout)
+
+    def workers(self):
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [int(pid) for pid in children]
+
+
+@pytest.fixture
+def start(site, tmp_path):
+    """Starts a gateway with knobs: `start(CONNECTIONS=10)`; a pilot's side comes with it."""
+    pairs = []
+
+    def start(**knobs):
+        gateway = Gateway(site, tmp_path, **knobs).__enter__()
+        pairs.append((gateway, Client(site, gateway)))
+        return pairs[-1]
+
+    yield start
+    for gateway, client in pairs:
+        client.close()
+        gateway.stop()
+
+
+def run(body):
+    asyncio.run(asyncio.wait_for(body, 2 * PATIENCE_SECONDS))
+
+
+async def alive(stream):
+    try:
+        return await echoes(stream)
+    except (OSError, AssertionError):
+        return False
+
+
+def test_a_killed_worker_takes_its_own_flows_only_and_is_replaced(site, start):
+    gateway, client = start()
+
+    async def body():
+        async with echo_server(site):
+            streams = [await client.flow() for _ in range(24)]
+            victim, other = gateway.workers()
+            os.kill(victim, signal.SIGKILL)
+            await until(lambda: victim not in gateway.workers() and len(gateway.workers()) == 2)
+            living = [stream for stream in streams if await alive(stream)]
+            assert 0 < len(living) < len(streams)
+            assert other in gateway.workers()
+            fresh = await client.flow()
+            assert await echoes(fresh)
+            await until(lambda: gateway.status()["flows"] == len(living) + 1)
+            for stream in [*streams, fresh]:
+                stream.abort()
+            await until(lambda: gateway.status()["connections"] == 0)
+
+    run(body())
+    assert "signal 9" in gateway.log.read_text()
+
+
+@pytest.mark.parametrize(("knob", "status"), [("CONNECTIONS_PER_TOKEN", 429), ("CONNECTIONS", 503)])
+def test_a_limit_holds_over_all_workers(site, start, knob, status):
+    _, client = start(**{knob: 10})
+
+    async def body():
+        async with echo_server(site):
+            outcomes = await asyncio.gather(*(client.flow() for _ in range(16)), return_exceptions=True)
+            refused = [outcome for outcome in outcomes if isinstance(outcome, Refused)]
+            assert {error.status for error in refused} == {status}
+            streams = [outcome for outcome in outcomes if not isinstance(outcome, Refused)]
+            assert len(streams) == 10 if knob == "CONNECTIONS_PER_TOKEN" else len(streams) <= 10
+            for stream in streams:
+                stream.abort()
+
+    run(body())
+
+
+def test_revoking_cuts_the_flows_of_all_workers(site, start):
+    gateway, client = start()
+    token = gateway.token("add", "brief").strip()
+
+    async def body():
+        async with echo_server(site):
+            doomed = [await client.flow(token=token) for _ in range(12)]
+            kept = await client.flow()
+            gateway.token("revoke", "brief")
+            for stream in doomed:
+                with pytest.raises(ConnectionResetError):
+                    await asyncio.wait_for(stream.read(), 20)
+            assert await echoes(kept)
+            kept.abort()
+
+    run(body())
+
+
+def test_a_restart_loses_nothing(site, start):
+    """New flows are made without end while the program is replaced twice; and one flow outlives both."""
+    gateway, client = start()
+    pid = gateway.process.pid
+
+    async def body():
+        async with echo_server(site):
+            long, counts, over = await client.flow(), [], asyncio.Event()
+
+            async def new_flows():
+                while not over.is_set():
+                    stream = await client.flow()
+                    counts.append(await echoes(stream))
+                    stream.abort()
+
+            making = asyncio.ensure_future(new_flows())
+            loop = asyncio.get_running_loop()
+            for generation in (2, 3):
+                before = len(counts)
+                await loop.run_in_executor(None, lambda: gateway.operate("restart"))
+                await until(lambda before=before: len(counts) > before or making.done())
+                assert gateway.status()["generation"] == generation
+                assert await echoes(long)
+            over.set()
+            await making
+            status = gateway.status()
+            assert status["pid"] == pid
+            assert [worker["retired"] for worker in status["workers"]].count(True) == 1
+            await long.close()
+            await until(lambda: len(gateway.workers()) == 2)
+
+    run(body())
+
+
+def test_a_restart_into_bad_settings_does_not_happen(site, start):
+    gateway, client = start()
+    with open(gateway.folder / "gateway.conf", "a") as file:
+        file.write("HTCONDOR_VPN_GATEWAY_CONNECTIONS = many\n")
+    refused = gateway.operate("restart", check=False)
+    assert refused.returncode == 90
+    assert "HTCONDOR_VPN_GATEWAY_CONNECTIONS" in refused.stderr
+
+    async def body():
+        async with echo_server(site):
+            stream = await client.flow()
+            assert await echoes(stream)
+            stream.abort()
+
+    run(body())
+
+
+def test_a_drain_ends_with_the_last_flow(site, start):
+    gateway, client = start()
+
+    async def body():
+        async with echo_server(site):
+            stream = await client.flow()
+            gateway.operate("drain")
+            with pytest.raises(Refused) as refused:
+                await client.flow()
+            assert refused.value.status == 503
+            connection, answer = await client.ask("GET", STATE)
+            assert json.loads(answer.body)["draining"]
+            connection.stream.abort()
+            assert await echoes(stream)
+            await stream.close()
+
+    run(body())
+    assert gateway.process.wait(PATIENCE_SECONDS) == 0
+
+
+def test_a_drain_with_a_timeout_ends_by_then(site, start):
+    gateway, client = start()
+
+    async def body():
+        async with echo_server(site):
+            stream = await client.flow()
+            gateway.operate("drain", "--timeout", "0.5s", "--wait")
+            with pytest.raises(ConnectionResetError):
+                await stream.read()
+
+    run(body())
+    assert gateway.process.wait(PATIENCE_SECONDS) == 0
+
+
+def test_a_killed_gateway_leaves_no_worker(site, start):
+    gateway, _ = start()
+    workers = gateway.workers()
+    gateway.stop()
+    run(until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers)))
+
+
+def test_the_pilots_are_shown(site, start):
+    gateway, client = start()
+
+    async def body():
+        async with echo_server(site):
+            stream = await client.flow()
+            await echoes(stream, b"x" * 50_000)
+            await until(lambda: gateway.status()["bytes_up"] == 50_000)
+            pilot = gateway.status()["pilots"]["pilot"]
+            assert (pilot["flows"], pilot["bytes_down"]) == (1, 50_000)
+            assert "pilot" in gateway.operate("status").stdout
+            stream.abort()
+
+    run(body())
+
+
+def test_no_gateway_no_status(site, start):
+    gateway, _ = start()
+    gateway.stop()
+    assert gateway.operate("status", check=False).returncode == 90
