@@ -111,7 +111,7 @@ class ConfigError(VpnError):
 
 
 class TokenUnusable(VpnError):
-    """The file with the token, or with a proxy's password, is missing, empty, or readable by others."""
+    """A file with a secret (token, private key, a proxy's password) is missing, empty, or readable by others."""
 
     exit_code = 79
 

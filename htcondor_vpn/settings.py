@@ -96,7 +96,12 @@ KNOBS: tuple[Knob, ...] = (
           """Accept a gateway whose certificate this CA file vouches for, with the gateway's name in it. Used where no
           pin is set."""),
     _knob("TOKEN_FILE", "path", "", "", is_a.path,
-          "The file with this pilot's bearer token. It must be readable by its owner alone (mode 0600)."),
+          """The file with this pilot's bearer token: of the gateway, an IDTOKEN or a SciToken. It must be readable by
+          its owner alone (mode 0600), and is read again when it is renewed."""),
+    _knob("CERTIFICATE_FILE", "path", "", "", is_a.path,
+          """A client certificate (chain, PEM) to show the gateways; no token is needed then. It is read again when it
+          is renewed."""),
+    _knob("KEY_FILE", "path", "", "", is_a.path, "The private key of that certificate (mode 0600)."),
     _knob("PROXIES", "list of HOST:PORT", "", "", is_a.list_of(is_a.endpoint),
           "HTTP proxies, for the engine `proxy`. Flows are spread over all that work."),
     _knob("PROXY_CREDENTIALS_FILE", "path", "", "", is_a.path,
@@ -321,14 +326,15 @@ def _contradictions(settings: Settings) -> Iterator[ConfigError]:
                 f"{_named(settings, name)} is more than {_named(settings, 'JOB_MAX_MBPS')}",
                 "raise the one or lower the other",
             )
-    certificate, key = settings.gateway_certificate_file, settings.gateway_key_file
-    if (certificate is None) != (key is None):
-        given, other = ("CERTIFICATE", "KEY") if key is None else ("KEY", "CERTIFICATE")
-        name = f"{PREFIX}GATEWAY_{given}_FILE"
-        yield ConfigError(
-            f"{settings.origins[name]}: {name} is set, but {PREFIX}GATEWAY_{other}_FILE is not",
-            "a certificate and its key go together",
-        )
+    for whose in (PREFIX, f"{PREFIX}GATEWAY_"):
+        certificate, key = settings.values[f"{whose}CERTIFICATE_FILE"], settings.values[f"{whose}KEY_FILE"]
+        if (certificate is None) != (key is None):
+            given, other = ("CERTIFICATE", "KEY") if key is None else ("KEY", "CERTIFICATE")
+            name = f"{whose}{given}_FILE"
+            yield ConfigError(
+                f"{settings.origins[name]}: {name} is set, but {whose}{other}_FILE is not",
+                "a certificate and its key go together",
+            )
     for first, second in (("IDTOKEN_KEYS", "IDTOKEN_ISSUER"), ("SCITOKEN_ISSUERS", "SCITOKEN_AUDIENCES")):
         if bool(settings.values[f"{PREFIX}GATEWAY_{first}"]) != bool(settings.values[f"{PREFIX}GATEWAY_{second}"]):
             yield ConfigError(

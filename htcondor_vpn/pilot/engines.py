@@ -17,7 +17,7 @@ from htcondor_vpn.tunnel.proxied import ProxiedCarrier, Proxy
 from htcondor_vpn.tunnel.server import Server
 from htcondor_vpn.tunnel.socks5 import Socks5
 from htcondor_vpn.tunnel.ssh import START_SECONDS, SshForward
-from htcondor_vpn.tunnel.token import read_credentials, read_token
+from htcondor_vpn.tunnel.token import TokenFile, check_private_key, read_credentials
 from htcondor_vpn.tunnel.wireguard import WireguardCarrier
 from htcondor_vpn.tunnel.wireguard_config import read_config
 from htcondor_vpn.wire.trust import Trust, read_pins
@@ -93,8 +93,12 @@ def _gateways(settings: Settings, endpoints: Sequence[tuple[str, int]] | None = 
     pins = settings.gateway_pin
     if settings.gateway_pin_file is not None:
         pins = (*pins, *read_pins(settings.gateway_pin_file))
-    trust = Trust(pins, settings.gateway_ca_file)
-    token = read_token(settings.token_file)
+    certificate = None
+    if settings.certificate_file is not None:
+        check_private_key(settings.key_file)
+        certificate = settings.certificate_file, settings.key_file
+    trust = Trust(pins, settings.gateway_ca_file, certificate)
+    token = TokenFile(settings.token_file) if settings.token_file or not certificate else None
     via = settings.via_proxy
     credentials = _proxy_credentials(settings) if via else None
 

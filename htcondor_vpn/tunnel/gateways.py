@@ -11,7 +11,7 @@ import json
 import socket
 import ssl
 import time
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 from urllib.parse import quote
 
 import h11
@@ -39,29 +39,31 @@ _MAX_IDLE = 16
 class Gateway:
     """One gateway, by name and port; see `Carrier`. Makes authenticated connections to it and keeps some for questions.
 
-    `way` leads there where it is not to be connected to directly.
+    `token` returns the bearer token to show now; None where a client certificate says who we are. `way` leads there
+    where it is not to be connected to directly.
     """
 
     start_seconds = 0.0
 
-    def __init__(self, host: str, port: int, trust: Trust, token: str, way: Way | None = None) -> None:
+    def __init__(
+        self, host: str, port: int, trust: Trust, token: Callable[[], str] | None, way: Way | None = None
+    ) -> None:
         self.host, self.port = host, port
         self.name = host_port(host, port)
         self._way = way or Server("gateway", host, port, "HTCONDOR_VPN_GATEWAYS")
         self._trust = trust
-        self._credential = f"Bearer {token}"
+        self._token = token
         self._idle: list[HttpConnection] = []
         self._probed: HttpConnection | None = None
         self._ready = ReadyConnections(self.connect, lambda connection: self.exchange(connection, "GET", PROBE_TARGET))
-        self._session: ssl.SSLSession | None = None
+        self._session: tuple[ssl.SSLSession, ssl.SSLContext] | None = None  # it is good with its context only
         self._session_until = 0.0
 
     async def connect(self) -> HttpConnection:
         """Opens a connection and checks whose it is; raises `GatewayUnreachable`, `GatewayUntrusted`."""
         try:
             with Deadline(CONNECT_SECONDS):
-                sock = await self._way.dial()
-                stream = await TlsStream.client(sock, self._trust.context, self.host, self._session)
+                stream = await self._secured()
         except asyncio.TimeoutError:  # below Python 3.11 it is no OSError
             raise self._unreachable(f"it does not answer within {CONNECT_SECONDS:g} s") from None
         except ssl.SSLCertVerificationError as error:
@@ -72,12 +74,31 @@ class Gateway:
             ) from error
         except (OSError, ssl.SSLError) as error:
             raise self._unreachable(error.strerror or str(error)) from error
+        return HttpConnection(stream)
+
+    async def _secured(self) -> TlsStream:
+        """Shakes hands and checks whose the connection is."""
+        try:
+            return await self._shaken(self._trust.context)
+        except ssl.SSLCertVerificationError:
+            reconnaissance = self._trust.reconnaissance
+            if reconnaissance is None:
+                raise
+        (await self._shaken(reconnaissance)).abort()
+        return await self._shaken(self._trust.context)
+
+    async def _shaken(self, context: ssl.SSLContext) -> TlsStream:
+        session = self._session[0] if self._session is not None and self._session[1] is context else None
+        stream = await TlsStream.client(await self._way.dial(), context, self.host, session)
         try:
             self._trust.check(stream, self.name)
         except GatewayUntrusted:
             stream.abort()
             raise
-        return HttpConnection(stream)
+        return stream
+
+    def _authorization(self, field: str = "Authorization") -> list[tuple[str, str]]:
+        return [] if self._token is None else [(field, f"Bearer {self._token()}")]
 
     def _unreachable(self, why: str) -> GatewayUnreachable:
         return GatewayUnreachable(
@@ -103,7 +124,7 @@ class Gateway:
         `connect` raises.
         """
         target = host_port(address, port)
-        headers = [("Host", target), ("Proxy-Authorization", self._credential)]
+        headers = [("Host", target), *self._authorization("Proxy-Authorization")]
         connection = await self._turned("CONNECT", target, headers, range(200, 300))
         return connection.stream, connection.early_bytes
 
@@ -114,7 +135,7 @@ class Gateway:
         """
         target = f"{TARGET_PREFIX}{quote(str(address))}/{port}/"
         headers = [
-            ("Host", self.name), ("Authorization", self._credential),
+            ("Host", self.name), *self._authorization(),
             ("Connection", "Upgrade"), ("Upgrade", PROTOCOL), ("Capsule-Protocol", "?1"),
         ]  # fmt: skip
         connection = await self._turned("GET", target, headers, (101,))
@@ -162,7 +183,7 @@ class Gateway:
         """Keeps the TLS session for the next handshakes. Of a server it is good as often as one likes (OpenSSL)."""
         now = asyncio.get_running_loop().time()
         if now > self._session_until and isinstance(stream, TlsStream) and (session := stream.session) is not None:
-            self._session, self._session_until = session, now + SESSION_SECONDS
+            self._session, self._session_until = (session, stream.tls.context), now + SESSION_SECONDS
 
     async def exchange(
         self,
@@ -176,7 +197,7 @@ class Gateway:
 
         Raises `TokenRefused`, or ConnectionError for any other answer than success.
         """
-        fields = [("Host", self.name), ("Authorization", self._credential), *headers]
+        fields = [("Host", self.name), *self._authorization(), *headers]
         try:
             answer = await connection.exchange(method, target, fields, body)
         except BaseException:
@@ -195,7 +216,7 @@ class Gateway:
 
     def request_head(self, method: str, target: str, headers: Iterable[tuple[str, str]] = ()) -> bytes:
         """The head of an authenticated request, for who moves the bodies on a connection of `connect` himself."""
-        fields = [("Host", self.name), ("Authorization", self._credential), *headers]
+        fields = [("Host", self.name), *self._authorization(), *headers]
         return h11.Connection(h11.CLIENT).send(h11.Request(method=method, target=target, headers=fields)) or b""
 
     async def ask(self, method: str, target: str, headers: Iterable[tuple[str, str]], body: bytes) -> Response:

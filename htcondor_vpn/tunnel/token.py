@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import stat
@@ -10,6 +11,8 @@ from pathlib import Path
 from htcondor_vpn.errors import ConfigError, TokenUnusable
 
 _MAX_BYTES = 16 * 1024
+
+log = logging.getLogger(__name__)
 
 
 def read_token(path: Path | None) -> str:
@@ -20,6 +23,40 @@ def read_token(path: Path | None) -> str:
     if not re.fullmatch(r"[!-~]+", token):
         raise TokenUnusable(f"the token file {path} holds no token", "it must hold one line of printable ASCII")
     return token
+
+
+class TokenFile:
+    """The token as it is in the file now: what writes it may renew it while the pilot runs, as short-lived ones are."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Raises as `read_token`."""
+        self._token = read_token(path)
+        assert path is not None  # or it had been raised
+        self._path = path
+        self._version = self._look()
+
+    def __call__(self) -> str:
+        """Returns the present token; the last good one while the file is not."""
+        version = self._look()
+        if version != self._version:
+            self._version = version
+            try:
+                self._token = read_token(self._path)
+            except TokenUnusable as error:
+                log.error("%s; the last token is used", error)
+        return self._token
+
+    def _look(self) -> tuple[int, int, int] | None:
+        try:
+            status = self._path.stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def check_private_key(path: Path) -> None:
+    """Raises `TokenUnusable` unless its owner alone can read the private key in `path`."""
+    _read_secret(path, "private key", "HTCONDOR_VPN_KEY_FILE")
 
 
 def read_credentials(path: Path | None, knob: str) -> tuple[str, str] | None:

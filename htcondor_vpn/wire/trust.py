@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 import ssl
 from pathlib import Path
 
 from asn1crypto.x509 import Certificate
 
 from htcondor_vpn import knob_values
-from htcondor_vpn.errors import ConfigError, ConfigUnreadable, GatewayUntrusted
+from htcondor_vpn.errors import ConfigError, ConfigUnreadable, GatewayUntrusted, TokenUnusable
 from htcondor_vpn.wire.tls import TlsStream
+
+log = logging.getLogger(__name__)
+
+#: X509_V_FLAG_PARTIAL_CHAIN and X509_V_FLAG_NO_CHECK_TIME of openssl/x509_vfy.h; `ssl` has the first from 3.10 on.
+_PARTIAL_CHAIN, _NO_CHECK_TIME = 0x80000, 0x200000
 
 
 def pin_of(certificate: bytes) -> str:
@@ -41,26 +47,44 @@ def read_pins(path: Path) -> tuple[str, ...]:
 
 
 class Trust:
-    """Checks gateways against `pins`, or without any against the CA in `ca_file`; one of the two is required."""
+    """Checks gateways against `pins`, or without any against the CA in `ca_file`; one of the two is required.
 
-    def __init__(self, pins: tuple[str, ...] = (), ca_file: Path | None = None) -> None:
+    `certificate` is our own for them, as files: the chain, and its private key. It is read again when it is renewed.
+    """
+
+    def __init__(
+        self, pins: tuple[str, ...] = (), ca_file: Path | None = None, certificate: tuple[Path, Path] | None = None
+    ) -> None:
         if not pins and ca_file is None:
             raise ConfigError(
                 "nothing tells which gateway to trust",
                 "set HTCONDOR_VPN_GATEWAY_PIN, HTCONDOR_VPN_GATEWAY_PIN_FILE or HTCONDOR_VPN_GATEWAY_CA_FILE",
             )
-        self._pins = frozenset(pins)
-        self._known: set[bytes] = set()  # digests of certificates whose key was found to be pinned
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        self.context.minimum_version = ssl.TLSVersion.TLSv1_3
-        if self._pins:
-            self.context.check_hostname = False
-            self.context.verify_mode = ssl.CERT_NONE  # the pin is checked instead, by `check`
-        else:
+        self._pins, self._ca_file, self._certificate = frozenset(pins), ca_file, certificate
+        self._known: dict[bytes, bytes] = {}  # certificates whose key was found to be pinned, by their digest
+        self._version = self._look()
+        self._context = self._new_context()
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """What to connect with now; it is another object once our own certificate was renewed."""
+        version = self._look()
+        if version != self._version:
+            self._version = version
             try:
-                self.context.load_verify_locations(ca_file)
-            except (OSError, ssl.SSLError) as error:
-                raise ConfigUnreadable(f"the CA file {ca_file} cannot be read: {error}", "it must hold PEM") from error
+                self._context = self._new_context()
+            except TokenUnusable as error:
+                log.error("%s; the last certificate is used", error)
+        return self._context
+
+    @property
+    def reconnaissance(self) -> ssl.SSLContext | None:
+        """What to connect with if `context` does not know the gateway, to `check` it; None if there is no use in it.
+
+        Our certificate tells who we are, and goes to the gateway within the handshake. So with pins of keys, which
+        only `check` knows about, it is kept back until we have seen the gateway's certificate.
+        """
+        return self._unchecked_context() if self._pins and self._certificate else None
 
     def check(self, stream: TlsStream, gateway: str) -> None:
         """Raises `GatewayUntrusted` unless the peer's key is pinned; with a CA the handshake has checked it."""
@@ -76,4 +100,56 @@ class Trust:
                 f"the gateway {gateway} has another key ({pin}) than the pinned one; no credential was sent",
                 "if the gateway's key was renewed, ship its new gateway.pin with the pilots",
             )
-        self._known.add(digest)
+        self._known[digest] = certificate
+        if self._certificate:
+            self._context.load_verify_locations(cadata=certificate)
+
+    def _new_context(self) -> ssl.SSLContext:
+        if not self._pins:
+            context = _client_context()
+            try:
+                context.load_verify_locations(self._ca_file)
+            except (OSError, ssl.SSLError) as error:
+                cause = f"the CA file {self._ca_file} cannot be read: {error}"
+                raise ConfigUnreadable(cause, "it must hold PEM") from error
+        elif self._certificate:
+            context = _client_context()
+            context.check_hostname = False
+            context.verify_flags |= _PARTIAL_CHAIN | _NO_CHECK_TIME  # it is known by its key, which has no end
+            for each in self._known.values():
+                context.load_verify_locations(cadata=each)
+        else:
+            context = self._unchecked_context()
+        if self._certificate:
+            try:
+                context.load_cert_chain(*self._certificate, password=_no_passphrase)
+            except (OSError, ValueError) as error:
+                cause = f"{self._certificate[0]} and {self._certificate[1]} are no usable certificate and key: {error}"
+                raise TokenUnusable(cause, "give a matching pair in PEM form, without a passphrase") from error
+        return context
+
+    @staticmethod
+    def _unchecked_context() -> ssl.SSLContext:
+        context = _client_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE  # the pin is checked instead, by `check`
+        return context
+
+    def _look(self) -> list[tuple[int, int, int]]:
+        """What tells one version of our own files from another."""
+        try:
+            found = [path.stat() for path in self._certificate or ()]
+        except OSError:
+            return []
+        return [(status.st_ino, status.st_mtime_ns, status.st_size) for status in found]
+
+
+def _client_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    return context
+
+
+def _no_passphrase() -> str:
+    """Keeps OpenSSL from asking at the terminal."""
+    return ""

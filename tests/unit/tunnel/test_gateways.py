@@ -36,7 +36,7 @@ def _talk(server_context, certificate, body, *says):
                         await held[-1].close()
 
             serving = asyncio.ensure_future(serve())
-            gateway = Gateway("gateway.test", listener.getsockname()[1], Trust(ca_file=certificate), "secret")
+            gateway = Gateway("gateway.test", listener.getsockname()[1], Trust(ca_file=certificate), lambda: "secret")
             silent = (socket.AF_INET, ("127.0.0.2", 9))
             gateway._way._addresses = [silent, (socket.AF_INET, listener.getsockname())]
             try:

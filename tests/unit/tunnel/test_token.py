@@ -1,7 +1,7 @@
 import pytest
 
 from htcondor_vpn.errors import ConfigError, TokenUnusable
-from htcondor_vpn.tunnel.token import read_credentials, read_token
+from htcondor_vpn.tunnel.token import TokenFile, check_private_key, read_credentials, read_token
 
 
 @pytest.fixture
@@ -57,3 +57,51 @@ def test_credentials_that_others_may_read(token_file):
     token_file.chmod(0o644)
     with pytest.raises(TokenUnusable, match="chmod 600"):
         read_credentials(token_file, "KNOB")
+
+
+def replace(path, text, mode=0o600):
+    """Renews a file as those who do it well do: by a rename."""
+    new = path.with_name("new")
+    new.write_text(text)
+    new.chmod(mode)
+    new.replace(path)
+
+
+def test_a_renewed_token_is_read_again(token_file):
+    token = TokenFile(token_file)
+    assert token() == "abc-DEF_123"
+    replace(token_file, "second")
+    assert token() == "second"
+    token_file.write_text("third, in place".replace(", ", "-").replace(" ", "-"))
+    assert token() == "third-in-place"
+
+
+@pytest.mark.parametrize("spoil", ["gone", "open", "empty"])
+def test_the_last_good_token_counts_while_the_file_is_not(token_file, spoil, caplog):
+    token = TokenFile(token_file)
+    if spoil == "gone":
+        token_file.unlink()
+    else:
+        replace(token_file, "" if spoil == "empty" else "stolen?", 0o644 if spoil == "open" else 0o600)
+    assert [token(), token()] == ["abc-DEF_123"] * 2
+    assert len(caplog.records) == 1
+    assert "stolen" not in caplog.text
+    replace(token_file, "good again")
+    replace(token_file, "good-again")
+    assert token() == "good-again"
+
+
+def test_a_token_that_does_not_change_is_not_read(token_file, monkeypatch):
+    token = TokenFile(token_file)
+    monkeypatch.setattr("htcondor_vpn.tunnel.token.open", lambda *_: pytest.fail("it is opened"), raising=False)
+    assert [token() for _ in range(3)] == ["abc-DEF_123"] * 3
+
+
+def test_a_private_key_is_private(tmp_path):
+    key = tmp_path / "key"
+    key.write_text("-----BEGIN PRIVATE KEY-----")
+    key.chmod(0o640)
+    with pytest.raises(TokenUnusable, match="private key"):
+        check_private_key(key)
+    key.chmod(0o600)
+    check_private_key(key)
