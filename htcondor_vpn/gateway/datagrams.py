@@ -10,7 +10,7 @@ from urllib.parse import unquote
 from htcondor_vpn.gateway.destinations import parse_target
 from htcondor_vpn.gateway.exchange import BadRequest, Head
 from htcondor_vpn.special_addresses import Address
-from htcondor_vpn.wire.datagrams import PROTOCOL, TARGET_PREFIX, CapsulePipe
+from htcondor_vpn.wire.datagrams import LOOK_SECONDS, PROTOCOL, TARGET_PREFIX, CapsulePipe
 from htcondor_vpn.wire.relay import Traffic
 from htcondor_vpn.wire.tls import TlsStream
 from htcondor_vpn.wire.udp import UdpPipe
@@ -60,7 +60,7 @@ async def relay_datagrams(
         destination.start(inward)
         pilot.start(outward)
         while (left := pilot.last + idle_seconds - time.monotonic()) > 0:
-            if await pilot.ended(left):
+            if await pilot.ended(min(left, LOOK_SECONDS)):
                 break
         traffic.reset = pilot.broken
     except BaseException:

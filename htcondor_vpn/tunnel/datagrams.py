@@ -18,7 +18,7 @@ from htcondor_vpn.addresses import may_send
 from htcondor_vpn.errors import VpnError
 from htcondor_vpn.linux.datagrams import DatagramSockets, Undelivered, Way, answer, receive, refuse
 from htcondor_vpn.tunnel.carrier import Address, FlowRefused
-from htcondor_vpn.wire.datagrams import DatagramPipe
+from htcondor_vpn.wire.datagrams import LOOK_SECONDS, DatagramPipe
 from htcondor_vpn.wire.relay import Traffic
 
 #: How long an association outlives its last datagram: more than two minutes (RFC 4787, REQ-5). To a resolver, where
@@ -189,7 +189,7 @@ class _Association:
             if self._finishing:
                 pipe.end()
             while (left := self._idle_seconds() - (time.monotonic() - pipe.last)) > 0:
-                if await pipe.ended(min(left, _RESOLVED_IDLE_SECONDS)):
+                if await pipe.ended(min(left, _RESOLVED_IDLE_SECONDS, LOOK_SECONDS)):
                     break
         finally:
             pipe.close()

@@ -21,6 +21,7 @@ from htcondor_vpn.wire.capsules import (
     encode_payload,
 )
 from htcondor_vpn.wire.http import ProtocolError
+from htcondor_vpn.wire.silence import Silence
 from htcondor_vpn.wire.tls import TlsStream
 
 #: HTTP's upgrade token (RFC 9298, section 3.2), and its default template (section 2).
@@ -31,6 +32,11 @@ TARGET_PREFIX = "/.well-known/masque/udp/"
 _MAX_QUEUED_BYTES = 256 * 1024
 _SEND_BUFFER_BYTES = 256 * 1024
 _READ_BYTES = 256 * 1024
+
+#: Who sends datagrams does not wait for a connection that nobody answers any more, when another one might carry them.
+_SILENT_SECONDS = 5.0
+#: How often one should look (`DatagramPipe.ended`).
+LOOK_SECONDS = 5.0
 
 
 #: Is called with each payload that arrives, with None where the far side's port is unreachable.
@@ -50,7 +56,10 @@ class DatagramPipe(Protocol):
         """Sends a datagram, or drops it and returns False."""
 
     async def ended(self, timeout_seconds: float) -> bool:
-        """Waits until it carries nothing more; returns False if the time is over before."""
+        """Waits until it carries nothing more; returns False if the time is over before.
+
+        Only who waits again every `LOOK_SECONDS` hears soon that the way was lost without a word.
+        """
 
     def end(self) -> None:
         """Has `ended` return as soon as what is queued has been sent."""
@@ -73,6 +82,7 @@ class CapsulePipe:
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self.last = time.monotonic()
         self._clean = self._ending = False
+        self._silence = Silence(self._sock)
 
     def start(self, take: Take) -> None:
         self._take = take
@@ -97,9 +107,11 @@ class CapsulePipe:
         return self._ended.done() and not self._clean
 
     async def ended(self, timeout_seconds: float) -> bool:
-        """Waits until the connection has ended, `broken` or not."""
+        """Waits until the connection has ended, `broken` or not: also by its peer's silence, as far as one looks."""
         done, _ = await asyncio.wait([self._ended], timeout=timeout_seconds)
-        return bool(done)
+        if not done and self._silence.seconds() >= _SILENT_SECONDS:
+            self._ended.set_result(None)
+        return self._ended.done()
 
     def end(self) -> None:
         self._ending = True

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import cast
 
 from htcondor_vpn.wire.relay_plain import PlainFlow
+from htcondor_vpn.wire.silence import done_or_silent
 from htcondor_vpn.wire.stream import Stream
 from htcondor_vpn.wire.tls import CHUNK_BYTES, TlsStream, reset, reset_on_close
 from htcondor_vpn.wire.traffic import Traffic
@@ -30,14 +31,14 @@ async def relay(stream: Stream, plain: socket.socket, early: bytes = b"", traffi
     """Relays until both directions have ended or either side is reset; both sockets are closed afterwards.
 
     `early` is payload that was read from `stream` already. `traffic`, if given, is counted up while the flow runs.
-    Being cancelled cuts the flow: both peers see a reset.
+    Being cancelled cuts the flow: both peers see a reset; and so does a peer that vanished without a word.
     """
     traffic = traffic or Traffic()
     flow: _TlsFlow | PlainFlow
     flow = _TlsFlow(stream, plain, traffic) if isinstance(stream, TlsStream) else PlainFlow(stream, plain, traffic)
     try:
         flow.start(early)
-        await flow.finished
+        await done_or_silent(flow.finished, (stream.sock, plain))
     finally:
         flow.close()
     return traffic
