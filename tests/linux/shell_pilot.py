@@ -15,14 +15,19 @@ QUICK = ("PROBE_INTERVAL=0.3", "PROBE_TIMEOUT=1", "UP_MBPS=1000", "DOWN_MBPS=100
 
 
 class ShellPilot:
-    """A running `htcondor-vpn run` whose COMMAND executes the lines that it is told, in a shell."""
+    """A running `htcondor-vpn run` whose COMMAND executes the lines that it is told, in a shell.
 
-    def __init__(self, site, gateway, folder, *options, knobs=QUICK, env=None):
+    `program` is Python in place of our own that prepares and then runs it.
+    """
+
+    def __init__(self, site, gateway, folder, *options, knobs=QUICK, env=None, program=None):
         self.site, self.run_dir, self.log = site, folder / "run", folder / "pilot.log"
         self._before = set(site.processes())
         self.log.touch()
         sets = [word for knob in knobs for word in ("--set", f"HTCONDOR_VPN_{knob}")]
         argv = gateway.run_argv(["sh", "-s"], "--run-dir", str(self.run_dir), *sets, *options)
+        if program is not None:
+            argv[1:3] = ["-c", program]
         self.process = site.node.start(argv, log=self.log, stdin=subprocess.PIPE, env=env)
         self.count = 0
         assert self.ask("echo hello") == "hello"
