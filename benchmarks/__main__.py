@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import job_network, pilot, throughput
+from benchmarks import connects, job_network, pilot, throughput
 from htcondor_vpn.errors import VpnError
 from htcondor_vpn.testbed import sandbox
 from htcondor_vpn.testbed.report import Report
@@ -24,6 +24,7 @@ PARTS: dict[str, Callable[[Report, int, int], None]] = {
     "line-rate": throughput.line_rate,
     "far": throughput.far,
     "unshaped": throughput.unshaped,
+    "connects": connects.measure,
 }
 RESULTS = Path(__file__).parent / "results"
 
