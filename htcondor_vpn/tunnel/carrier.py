@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol, Union
 
+from htcondor_vpn.errors import GatewayUnreachable
 from htcondor_vpn.wire.datagrams import DatagramPipe
 from htcondor_vpn.wire.stream import Stream
 
@@ -20,6 +21,10 @@ class FlowRefused(ConnectionError):
     def __init__(self, status: int, reason: str, who: str = "the gateway") -> None:
         super().__init__(f"{who} answered {status}: {reason or 'without a reason'}")
         self.status, self.reason = status, reason
+
+
+class CarrierBusy(GatewayUnreachable):
+    """A carrier works and begins nothing just now: it is full, or drains. It is worth another try in a second."""
 
 
 @dataclass(frozen=True)

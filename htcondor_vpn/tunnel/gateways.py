@@ -17,7 +17,7 @@ from urllib.parse import quote
 import h11
 
 from htcondor_vpn.errors import GatewayUnreachable, GatewayUntrusted, TokenRefused
-from htcondor_vpn.tunnel.carrier import Address, Answer, FlowRefused
+from htcondor_vpn.tunnel.carrier import Address, Answer, CarrierBusy, FlowRefused
 from htcondor_vpn.tunnel.ready import ReadyConnections
 from htcondor_vpn.tunnel.server import Server, Way, host_port
 from htcondor_vpn.wire.datagrams import PROTOCOL, TARGET_PREFIX, CapsulePipe, DatagramPipe
@@ -111,7 +111,7 @@ class Gateway:
         destination, and another gateway may be tried."""
         reason = answer.headers.get("proxy-status", "")
         if answer.status in (429, 503):
-            return GatewayUnreachable(
+            return CarrierBusy(
                 f"the gateway {self.name} takes no flow now: {reason or f'it answered {answer.status}'}",
                 "see its log; more gateways in HTCONDOR_VPN_GATEWAYS would share the flows",
             )

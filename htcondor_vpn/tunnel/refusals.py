@@ -6,10 +6,9 @@ import asyncio
 import enum
 import re
 
-from htcondor_vpn.tunnel.carrier import FlowRefused
+from htcondor_vpn.tunnel.carrier import CarrierBusy, FlowRefused
 
 _REASON = re.compile(r"\berror=([a-z_]+)")
-_TRY_LATER = (429, 503)
 
 
 class Refusal(enum.IntEnum):
@@ -43,6 +42,15 @@ _BY_REASON: dict[str, Refusal | None] = {
     "destination_ip_prohibited": Refusal.PROHIBITED,
 }
 
+#: By the answer's status, where it gives no such reason: too much at present, or unknown to who was asked (RFC 9110).
+_BY_STATUS: dict[int, Refusal | None] = {
+    404: Refusal.PROHIBITED,
+    405: Refusal.PROHIBITED,
+    429: None,
+    501: Refusal.PROHIBITED,
+    503: None,
+}
+
 
 def refusal_of(error: Exception) -> Refusal | None:
     """Returns the answer to a connect whose flow failed with `error`; None is none.
@@ -51,13 +59,14 @@ def refusal_of(error: Exception) -> Refusal | None:
     |---|---|---|
     | the far side refuses | TCP reset | ECONNREFUSED |
     | the far side is silent; gateway too busy | none | ETIMEDOUT, in the end |
-    | the destination is forbidden | "administratively prohibited" | EHOSTUNREACH, EACCES |
+    | the destination is forbidden, or there is no such service | "administratively prohibited" | EHOSTUNREACH, EACCES |
     | the gateway has no route, or says nothing clear | "host unreachable" | EHOSTUNREACH |
     | there is no gateway to ask | "no route" | ENETUNREACH |
     """
     if isinstance(error, FlowRefused):
         told = _REASON.search(error.reason)
-        return _BY_REASON.get(told[1] if told else "", None if error.status in _TRY_LATER else Refusal.HOST_UNREACHABLE)
-    if isinstance(error, asyncio.TimeoutError):
+        by_status = _BY_STATUS.get(error.status, Refusal.HOST_UNREACHABLE)
+        return _BY_REASON.get(told[1], by_status) if told else by_status
+    if isinstance(error, (asyncio.TimeoutError, CarrierBusy)):
         return None
     return Refusal.NO_ROUTE

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from htcondor_vpn.errors import GatewayUnreachable
-from htcondor_vpn.tunnel.carrier import FlowRefused
+from htcondor_vpn.tunnel.carrier import CarrierBusy, FlowRefused
 from htcondor_vpn.tunnel.refusals import Refusal, refusal_of
 
 
@@ -22,6 +22,7 @@ from htcondor_vpn.tunnel.refusals import Refusal, refusal_of
         (502, "socks5; error=connection_terminated", Refusal.HOST_UNREACHABLE),
         (500, "", Refusal.HOST_UNREACHABLE),
         (429, "", None),
+        (501, "it carries no datagrams", Refusal.PROHIBITED),
         (503, "htcondor-vpn; error=proxy_internal_error", None),
     ],
 )
@@ -33,3 +34,4 @@ def test_what_happens_on_the_way_to_it() -> None:
     assert refusal_of(GatewayUnreachable("gone")) is Refusal.NO_ROUTE
     assert refusal_of(ConnectionResetError()) is Refusal.NO_ROUTE
     assert refusal_of(asyncio.TimeoutError()) is None
+    assert refusal_of(CarrierBusy("full")) is None
