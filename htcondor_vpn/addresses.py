@@ -25,6 +25,9 @@ TPROXY_MARK = 1
 #: The queue (NFQUEUE) in which SYNs wait for the far side's answer.
 HOLD_QUEUE = 1
 
+#: The queue in which ICMP echo requests wait for it.
+ECHO_QUEUE = 2
+
 #: What stays inside, as networks: the pilot's own addresses and its jobs', and what no gateway could carry.
 OWN_V4 = ("127.0.0.0/8", str(INNER_V4))
 OWN_V6 = ("::1", "fe80::/10", "ff00::/8", str(INNER_V6))

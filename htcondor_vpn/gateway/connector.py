@@ -8,13 +8,17 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 from htcondor_vpn.gateway.destinations import Policy, interleaved
 from htcondor_vpn.gateway.names import Names
 from htcondor_vpn.special_addresses import Address
 from htcondor_vpn.wire.deadline import Deadline
 from htcondor_vpn.wire.dialing import Endpoint, connect_datagrams, connect_first
+from htcondor_vpn.wire.ping import ping
 from htcondor_vpn.wire.unreachable import Unreachable
+
+Reached = TypeVar("Reached")
 
 
 class Connector:
@@ -25,15 +29,19 @@ class Connector:
 
     async def connect(self, host: Address | str, port: int) -> socket.socket:
         """Returns a connected, non-blocking TCP socket; raises `Unreachable`."""
-        return await self._connect(host, port, connect_first)
+        return await self._reach(host, port, connect_first)
 
     async def connect_datagrams(self, host: Address | str, port: int) -> socket.socket:
         """Returns a connected, non-blocking UDP socket; raises `Unreachable`."""
-        return await self._connect(host, port, connect_datagrams)
+        return await self._reach(host, port, connect_datagrams)
 
-    async def _connect(
-        self, host: Address | str, port: int, dial: Callable[[Sequence[Endpoint]], Awaitable[socket.socket]]
-    ) -> socket.socket:
+    async def ping(self, address: Address, payload: bytes) -> bytes:
+        """Sends an ICMP echo request and returns what came back; raises `Unreachable`."""
+        return await self._reach(address, 0, lambda endpoints: ping(endpoints[0], payload))
+
+    async def _reach(
+        self, host: Address | str, port: int, dial: Callable[[Sequence[Endpoint]], Awaitable[Reached]]
+    ) -> Reached:
         resolved = False
         try:
             with Deadline(self._timeout_seconds):

@@ -1,4 +1,4 @@
-"""What a gateway answers itself: its state, a speed test, and DNS."""
+"""What a gateway answers itself: its state, a speed test, DNS, and whether a host answers an echo request."""
 
 from __future__ import annotations
 
@@ -9,17 +9,24 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
+from ipaddress import ip_address
 from urllib.parse import parse_qs
 
 from htcondor_vpn.gateway import resolver
+from htcondor_vpn.gateway.echoes import Echoes
 from htcondor_vpn.gateway.exchange import Exchange, Head
 from htcondor_vpn.gateway.families import Families
+from htcondor_vpn.gateway.identity import Identity
 from htcondor_vpn.gateway.resolver import Resolver
 from htcondor_vpn.gateway.standing import Standing
+from htcondor_vpn.special_addresses import unmapped
 from htcondor_vpn.wire.deadline import Deadline
+from htcondor_vpn.wire.ping import MAX_PAYLOAD_BYTES
+from htcondor_vpn.wire.unreachable import Unreachable
 
 STATE = "/.well-known/htcondor-vpn"
 SPEED = "/.well-known/htcondor-vpn/bytes"
+ECHO = "/.well-known/htcondor-vpn/echo"
 DNS = "/dns-query"
 
 #: The most that a speed test moves, bytes.
@@ -29,20 +36,26 @@ _SPEED_SECONDS = 120.0
 _ZEROS = bytes(256 * 1024)
 _VERSION = version("htcondor-vpn")
 
+_Handler = Callable[[Exchange, Head, Identity], Awaitable[None]]
+
 
 class OwnResources:
     """Answers requests for the gateway's own resources; `standing` tells how it stands now."""
 
-    def __init__(self, families: Families, dns: Resolver, standing: Callable[[], Standing]) -> None:
-        self._families, self._resolver, self._standing = families, dns, standing
-        self._handlers: dict[str, dict[str, Callable[[Exchange, Head], Awaitable[None]]]] = {
+    def __init__(self, families: Families, dns: Resolver, standing: Callable[[], Standing], echoes: Echoes) -> None:
+        self._families, self._resolver, self._standing, self._echoes = families, dns, standing, echoes
+        self._handlers: dict[str, dict[str, _Handler]] = {
             STATE: {"GET": self._state},
             SPEED: {"GET": self._send_bytes, "POST": self._take_bytes},
+            ECHO: {"POST": self._echo},
             DNS: {"GET": self._query_in_target, "POST": self._query_in_body},
         }
 
-    async def answer(self, exchange: Exchange, head: Head) -> None:
-        """Answers one request; raises `BadRequest`, OSError, and asyncio.TimeoutError for a peer that is too slow."""
+    async def answer(self, exchange: Exchange, head: Head, pilot: Identity) -> None:
+        """Answers one request of `pilot`.
+
+        Raises `BadRequest`, OSError, and asyncio.TimeoutError for a peer that is too slow.
+        """
         path = head.target.partition("?")[0]
         handlers = self._handlers.get(path)
         if handlers is None:
@@ -51,9 +64,9 @@ class OwnResources:
             await exchange.answer(405, [("Allow", ", ".join(handlers))])
         else:
             with Deadline(_SPEED_SECONDS if path == SPEED else _ANSWER_SECONDS):
-                await handlers[head.method](exchange, head)
+                await handlers[head.method](exchange, head, pilot)
 
-    async def _state(self, exchange: Exchange, _head: Head) -> None:
+    async def _state(self, exchange: Exchange, _head: Head, _pilot: Identity) -> None:
         standing = self._standing()
         state = {
             "version": _VERSION,
@@ -66,7 +79,7 @@ class OwnResources:
         }
         await exchange.answer_json(200, state)
 
-    async def _send_bytes(self, exchange: Exchange, head: Head) -> None:
+    async def _send_bytes(self, exchange: Exchange, head: Head, _pilot: Identity) -> None:
         count = _parameter(head, "count") or "0"
         if not re.fullmatch(r"[0-9]{1,9}", count) or int(count) > MAX_SPEED_BYTES:
             await exchange.answer(400, body=f"count is not a number up to {MAX_SPEED_BYTES}\n".encode())
@@ -81,7 +94,7 @@ class OwnResources:
             await asyncio.sleep(0)  # a reader that keeps up must not keep the others from their turn
         await exchange.end()
 
-    async def _take_bytes(self, exchange: Exchange, head: Head) -> None:
+    async def _take_bytes(self, exchange: Exchange, head: Head, _pilot: Identity) -> None:
         if _declared_length(head) > MAX_SPEED_BYTES:
             await exchange.answer(413, close=True)
             return
@@ -90,7 +103,22 @@ class OwnResources:
             taken += len(chunk)
         await exchange.answer_json(200, {"bytes": taken})
 
-    async def _query_in_target(self, exchange: Exchange, head: Head) -> None:
+    async def _echo(self, exchange: Exchange, head: Head, pilot: Identity) -> None:
+        try:
+            address = unmapped(ip_address(_parameter(head, "address") or ""))
+        except ValueError as error:
+            await exchange.answer(400, body=f"{error}\n".encode(), close=True)
+            return
+        payload = await exchange.body(MAX_PAYLOAD_BYTES)
+        try:
+            answer = await self._echoes.ask(pilot.name, address, payload)
+        except Unreachable as error:
+            await exchange.answer(error.status, [("Proxy-Status", error.proxy_status)], f"{error}\n".encode())
+        else:
+            fields = [("Content-Type", "application/octet-stream"), ("Cache-Control", "no-store")]
+            await exchange.answer(200, fields, answer)
+
+    async def _query_in_target(self, exchange: Exchange, head: Head, _pilot: Identity) -> None:
         text = _parameter(head, "dns") or ""
         try:
             query = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
@@ -98,7 +126,7 @@ class OwnResources:
             query = b""
         await self._resolve(exchange, query)
 
-    async def _query_in_body(self, exchange: Exchange, head: Head) -> None:
+    async def _query_in_body(self, exchange: Exchange, head: Head, _pilot: Identity) -> None:
         if head.headers.get("content-type", "").partition(";")[0].strip().lower() != resolver.MEDIA_TYPE:
             await exchange.answer(415, close=True)
             return

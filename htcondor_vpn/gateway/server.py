@@ -16,6 +16,7 @@ from typing import Any
 
 from htcondor_vpn.gateway.connector import Connector
 from htcondor_vpn.gateway.destinations import Policy, PublicPolicy
+from htcondor_vpn.gateway.echoes import Echoes
 from htcondor_vpn.gateway.families import Families
 from htcondor_vpn.gateway.gatekeeper import Gatekeeper
 from htcondor_vpn.gateway.listening import name_of
@@ -52,12 +53,13 @@ class Gateway:
         column: int = 0,
     ) -> None:
         roster = Roster(limits, gatekeeper, seats, column)
+        connector = Connector(policy, Names(), limits.connect_seconds)
         resources = OwnResources(
             families or Families(policy if isinstance(policy, PublicPolicy) else PublicPolicy()),
             resolver or Resolver(),
             roster.standing,
+            Echoes(connector),
         )
-        connector = Connector(policy, Names(), limits.connect_seconds)
         self._services = Services(context, limits, gatekeeper, roster, connector, resources)
         self._tasks: dict[asyncio.Task[None], Session] = {}
         self._stop, self._kill = asyncio.Event(), asyncio.Event()

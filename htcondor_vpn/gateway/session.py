@@ -124,7 +124,7 @@ class Session:
                     if await self._datagrams(exchange, head, pilot):
                         return
                 elif head.target.startswith("/"):
-                    await self._services.resources.answer(exchange, head)
+                    await self._services.resources.answer(exchange, head, pilot)
                 else:
                     await self._forward(exchange, head, pilot)
             except BadRequest as error:

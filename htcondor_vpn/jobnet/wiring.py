@@ -22,6 +22,7 @@ from typing import NamedTuple
 from htcondor_vpn.addresses import FIRST_INDEX, INSIDE_JOB, JOB_LINK, JOB_UPLINK_SHAPER, PILOT_V4, job_link
 from htcondor_vpn.jobnet.policy import Rates
 from htcondor_vpn.linux import links, shaping
+from htcondor_vpn.linux.echoes import allow_echoes
 from htcondor_vpn.linux.namespaces import CLONE_NEWNET, setns
 from htcondor_vpn.linux.netlink import Netlink, NetlinkError, Request
 from htcondor_vpn.special_addresses import Network
@@ -75,6 +76,7 @@ class Wiring:
         try:
             self._netlink.do(self._our_end(number, namespace, rates, addressed))
             with self.inside(namespace), Netlink() as inside:
+                allow_echoes()
                 inside.do(_job_end(number, families, besides))
         except OSError:
             self.discard(number)

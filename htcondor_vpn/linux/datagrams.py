@@ -68,12 +68,12 @@ def make_sockets(family: socket.AddressFamily, port: int) -> DatagramSockets:
         caught.bind(("::", port))
         answers = _mute(_socket(family, socket.SOCK_RAW, socket.IPPROTO_UDP))
         answers.setsockopt(socket.IPPROTO_IPV6, _IPV6_CHECKSUM, _UDP_CHECKSUM_OFFSET)
-        return DatagramSockets(caught, answers, _mute(_socket(family, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)))
+        return DatagramSockets(caught, answers, make_icmp_socket(family))
     caught.setsockopt(socket.IPPROTO_IP, _IP_ORIGDSTADDR, 1)
     caught.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
     caught.bind(("0.0.0.0", port))  # noqa: S104
     answers = _mute(_socket(family, socket.SOCK_RAW, socket.IPPROTO_UDP))
-    return DatagramSockets(caught, answers, _mute(_socket(family, socket.SOCK_RAW, socket.IPPROTO_ICMP)))
+    return DatagramSockets(caught, answers, make_icmp_socket(family))
 
 
 def make_room(sock: socket.socket, size_bytes: int) -> None:
@@ -92,6 +92,12 @@ def _socket(family: socket.AddressFamily, kind: socket.SocketKind, protocol: int
         sock.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
     sock.setblocking(False)
     return sock
+
+
+def make_icmp_socket(family: socket.AddressFamily) -> socket.socket:
+    """Makes a socket that sends ICMP messages in anybody's name and receives none; raises OSError as above."""
+    protocol = socket.IPPROTO_ICMPV6 if family == socket.AF_INET6 else socket.IPPROTO_ICMP
+    return _mute(_socket(family, socket.SOCK_RAW, protocol))
 
 
 def _mute(sock: socket.socket) -> socket.socket:
@@ -130,9 +136,9 @@ def answer(sockets: DatagramSockets, way: Way, payload: bytes) -> None:
         pseudo = b"".join(map(socket.inet_aton, (way.destination[0], way.source[0]))) + struct.pack(
             "!HH", socket.IPPROTO_UDP, _UDP_HEADER.size + len(payload)
         )
-        checksum = _checksum(pseudo, header, payload) or 0xFFFF
+        checksum = internet_checksum(pseudo, header, payload) or 0xFFFF
         header = header[:_UDP_CHECKSUM_OFFSET] + struct.pack("!H", checksum)
-    _send(sockets.answers, way, [header, payload])
+    send_back(sockets.answers, way, [header, payload])
 
 
 def refuse(sockets: DatagramSockets, way: Way, why: Undelivered, payload_bytes: int) -> None:
@@ -143,15 +149,16 @@ def refuse(sockets: DatagramSockets, way: Way, why: Undelivered, payload_bytes: 
     if sockets.errors.family == socket.AF_INET6:
         ends = b"".join(socket.inet_pton(socket.AF_INET6, host) for host in (way.source[0], way.destination[0]))
         packet = struct.pack("!IHBB", 6 << 28, length & 0xFFFF, socket.IPPROTO_UDP, 64) + ends
-        _send(sockets.errors, way, [struct.pack("!BBHI", kind_v6, code_v6, 0, 0), packet, datagram])
+        send_back(sockets.errors, way, [struct.pack("!BBHI", kind_v6, code_v6, 0, 0), packet, datagram])
         return
     ends = socket.inet_aton(way.source[0]) + socket.inet_aton(way.destination[0])
     packet = struct.pack("!BBHHHBBH", 0x45, 0, (20 + length) & 0xFFFF, 0, 0, 64, socket.IPPROTO_UDP, 0) + ends
-    checksum = _checksum(struct.pack("!BB", kind, code), packet, datagram)
-    _send(sockets.errors, way, [struct.pack("!BBHI", kind, code, checksum, 0), packet, datagram])
+    checksum = internet_checksum(struct.pack("!BB", kind, code), packet, datagram)
+    send_back(sockets.errors, way, [struct.pack("!BBHI", kind, code, checksum, 0), packet, datagram])
 
 
-def _send(sock: socket.socket, way: Way, parts: list[bytes]) -> None:
+def send_back(sock: socket.socket, way: Way, parts: list[bytes]) -> None:
+    """Sends a packet of these parts on `way` from its destination to its source; raises OSError."""
     ancillary: tuple[int, int, bytes]
     address: tuple[Any, ...]
     if sock.family == socket.AF_INET6:
@@ -163,7 +170,7 @@ def _send(sock: socket.socket, way: Way, parts: list[bytes]) -> None:
     sock.sendmsg(parts, [ancillary], 0, address)
 
 
-def _checksum(*parts: bytes) -> int:
+def internet_checksum(*parts: bytes) -> int:
     """The Internet checksum (RFC 1071); every part but the last has an even length.
 
     Adding 16-bit words with end-around carry is arithmetic modulo 0xFFFF.

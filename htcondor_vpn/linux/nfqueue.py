@@ -31,13 +31,17 @@ _PACKET_HDR, _VERDICT_HDR, _MARK, _IFINDEX_INDEV, _PAYLOAD = 1, 2, 3, 5, 10
 _NF_DROP, _NF_ACCEPT = 0, 1
 
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
+_PORTS = struct.Struct("!HH")
 _GENERAL = struct.Struct("!BBH")  # struct nfgenmsg: family, version, the queue's number
 _CONFIGURING = 1  # the sequence number of what has to succeed; a verdict has 0
 
 _RECEIVE_BUFFER_BYTES = 4 << 20
+_MESSAGE_BYTES = 1 << 17
 
-# Of a packet, what is looked at: the headers of IP and TCP, with some options.
-_COPY_BYTES = 256
+#: Of a packet, what is shown unless more is asked for: the headers of IP and TCP, with some options.
+HEADERS_BYTES = 256
+WHOLE_BYTES = 0xFFFF
+
 _FIXED_V6_BYTES = 40
 _EXTENSION_HEADERS = (0, 43, 60)  # hop-by-hop options, routing, destination options (RFC 8200)
 
@@ -54,10 +58,13 @@ class Packet(NamedTuple):
 
 
 class PacketQueue:
-    """The user's side of the queue `number`, which holds `length` packets at most; `sock` is of `make_socket`."""
+    """The user's side of the queue `number`; `sock` is of `make_socket`.
 
-    def __init__(self, sock: socket.socket, number: int, length: int) -> None:
-        self.socket, self._number, self._length = sock, number, length
+    It holds `length` packets at most, and shows the first `show_bytes` of each.
+    """
+
+    def __init__(self, sock: socket.socket, number: int, length: int, show_bytes: int = HEADERS_BYTES) -> None:
+        self.socket, self._number, self._length, self._show_bytes = sock, number, length, show_bytes
         sock.setblocking(False)
 
     def start(self) -> None:
@@ -68,11 +75,11 @@ class PacketQueue:
         self._send(_CONFIG, attribute(_CFG_CMD, struct.pack("!BxH", _UNBIND, 0)))
         while True:
             try:
-                self.socket.recv(1 << 16)
+                self.socket.recv(_MESSAGE_BYTES)
             except BlockingIOError:  # the kernel has done what was asked when `send` returns
                 break
         command = attribute(_CFG_CMD, struct.pack("!BxH", _BIND, 0))
-        command += attribute(_CFG_PARAMS, struct.pack("!IB", _COPY_BYTES, _COPY_PACKET))
+        command += attribute(_CFG_PARAMS, struct.pack("!IB", self._show_bytes, _COPY_PACKET))
         command += attribute(_CFG_MAXLEN, struct.pack("!I", self._length))
         self._send(_CONFIG, command, _CONFIGURING)
 
@@ -81,7 +88,7 @@ class PacketQueue:
 
         Raises BlockingIOError when there is none, and OSError if `start` has failed.
         """
-        data = self.socket.recv(1 << 16)
+        data = self.socket.recv(_MESSAGE_BYTES)
         _, kind, _, sequence, _ = _HEADER.unpack_from(data)
         body = data[_HEADER.size :]
         if kind == NLMSG_ERROR and sequence == _CONFIGURING:
@@ -133,23 +140,36 @@ def make_socket(number: int) -> socket.socket:
     return sock
 
 
-def tcp_ends(packet: bytes) -> Ends:
-    """Returns the ends of a TCP segment, from the bytes of its IP packet; raises ValueError for another packet."""
+class Opened(NamedTuple):
+    """A packet without IP's header: source and destination, the protocol above, and its header and payload."""
+
+    source: str
+    destination: str
+    protocol: int
+    body: bytes
+
+
+def opened(packet: bytes) -> Opened:
+    """Takes the IP header off; raises ValueError for what has none, or is a later fragment."""
     try:
         if packet[0] >> 4 == 4:
-            if packet[9] != socket.IPPROTO_TCP or (packet[6] & 0x1F or packet[7]):
-                raise ValueError("not the head of a TCP segment")
-            return _ends(socket.AF_INET, packet[12:16], packet[16:20], packet[4 * (packet[0] & 0xF) :])
+            if packet[6] & 0x1F or packet[7]:
+                raise ValueError("not the first fragment")
+            source, destination = (socket.inet_ntop(socket.AF_INET, end) for end in (packet[12:16], packet[16:20]))
+            return Opened(source, destination, packet[9], packet[4 * (packet[0] & 0xF) :])
         following, offset = packet[6], _FIXED_V6_BYTES
         while following in _EXTENSION_HEADERS:
             following, offset = packet[offset], offset + 8 * (packet[offset + 1] + 1)
-        if following != socket.IPPROTO_TCP:
-            raise ValueError("no TCP segment")
-        return _ends(socket.AF_INET6, packet[8:24], packet[24:40], packet[offset:])
-    except (IndexError, struct.error, OSError) as error:
+        source, destination = (socket.inet_ntop(socket.AF_INET6, end) for end in (packet[8:24], packet[24:40]))
+        return Opened(source, destination, following, packet[offset:])
+    except IndexError as error:
         raise ValueError("a packet that is cut off") from error
 
 
-def _ends(family: int, source: bytes, destination: bytes, segment: bytes) -> Ends:
-    from_port, to_port = struct.unpack_from("!HH", segment)
-    return (socket.inet_ntop(family, source), from_port), (socket.inet_ntop(family, destination), to_port)
+def tcp_ends(packet: bytes) -> Ends:
+    """Returns the ends of a TCP segment, from the bytes of its IP packet; raises ValueError for another packet."""
+    source, destination, protocol, segment = opened(packet)
+    if protocol != socket.IPPROTO_TCP or len(segment) < _PORTS.size:
+        raise ValueError("not the head of a TCP segment")
+    from_port, to_port = _PORTS.unpack_from(segment)
+    return (source, from_port), (destination, to_port)

@@ -20,6 +20,7 @@ from htcondor_vpn.errors import VpnError
 from htcondor_vpn.linux import links, wireguard_go
 from htcondor_vpn.linux.channel import Channel
 from htcondor_vpn.linux.descriptors import close_all_but
+from htcondor_vpn.linux.echoes import allow_echoes
 from htcondor_vpn.linux.mounts import keep_mounts_to_ourselves
 from htcondor_vpn.linux.namespaces import CLONE_NEWNET, CLONE_NEWNS, KINDS, die_with_parent, new_user_namespace
 from htcondor_vpn.linux.netlink import Netlink
@@ -35,8 +36,9 @@ def fork_room() -> tuple[int, Channel]:
 
     It first says {"ready": true} with descriptors of its namespaces (`KINDS`), or {"error", "cause", "remedy"}. Raises
     OSError where there can be no further process. Then it does what it is asked, in order, and answers each message:
-    {"sockets": [family, type, count]}, {"tun": name}, {"wireguard_go": [program, link]} (`wireguard_go.Started`) with
-    descriptors, {"configure": …} (see `_configure`) with {}, or what went wrong as {"errno", "said"} or as above.
+    {"sockets": [family, type, protocol, count]}, {"tun": name}, {"wireguard_go": [program, link]}
+    (`wireguard_go.Started`) with descriptors, {"configure": …} (see `_configure`) with {}, or what went wrong as
+    {"errno", "said"} or as above.
     """
     ours, theirs = Channel.pair()
     pid = os.fork()
@@ -55,6 +57,7 @@ def _serve(channel: Channel) -> None:
         die_with_parent(SIGKILL)  # the new capabilities have reset it
         keep_mounts_to_ourselves()
         _make_quiet()
+        allow_echoes()
     except (VpnError, OSError) as error:
         channel.send(_told(error))
         return
@@ -96,8 +99,7 @@ def _make_quiet() -> None:
 
 def _do(message: dict[str, Any]) -> list[int]:
     if "sockets" in message:
-        family, kind, count = message["sockets"]
-        return _sockets(family, kind, count)
+        return _sockets(*message["sockets"])
     if "tun" in message:
         return [make_tun(message["tun"])]
     if "wireguard_go" in message:
@@ -106,11 +108,11 @@ def _do(message: dict[str, Any]) -> list[int]:
     return []
 
 
-def _sockets(family: int, kind: int, count: int) -> list[int]:
+def _sockets(family: int, kind: int, protocol: int, count: int) -> list[int]:
     found: list[int] = []
     try:
         while len(found) < count:
-            found.append(socket.socket(family, kind | socket.SOCK_NONBLOCK).detach())
+            found.append(socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol).detach())
     except OSError:
         if not found:
             raise

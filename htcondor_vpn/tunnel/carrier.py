@@ -57,6 +57,9 @@ class Carrier(Protocol):
     async def open_datagrams(self, address: Address, port: int) -> DatagramPipe:
         """Opens a way for datagrams; raises as `open_flow`."""
 
+    async def echo(self, address: Address, payload: bytes) -> bytes:
+        """Sends an ICMP echo request with `payload`, and returns what came back; raises as `open_flow`."""
+
     async def ask_dns(self, query: bytes) -> bytes:
         """Sends one DNS message (wire format) and returns the answer."""
 

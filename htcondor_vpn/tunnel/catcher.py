@@ -26,13 +26,14 @@ from htcondor_vpn.addresses import (
 )
 from htcondor_vpn.errors import CatcherUnavailable
 from htcondor_vpn.linux import links
-from htcondor_vpn.linux.datagrams import make_room, make_sockets
+from htcondor_vpn.linux.datagrams import make_icmp_socket, make_room, make_sockets
+from htcondor_vpn.linux.echoes import allow_echoes
 from htcondor_vpn.linux.namespaces import capabilities_to_programs
 from htcondor_vpn.linux.netlink import Netlink
 from htcondor_vpn.linux.programs import ProgramFailed, find_program, run_program
 from htcondor_vpn.special_addresses import Network
 from htcondor_vpn.tunnel.engine import InnerSockets
-from htcondor_vpn.tunnel.hold_rules import hold
+from htcondor_vpn.tunnel.queue_rules import queue_packets
 from htcondor_vpn.tunnel.refusals import Refusal
 from htcondor_vpn.wire.tls import reset_on_close
 
@@ -104,9 +105,13 @@ def catch(nft: str, families: Iterable[str], udp: bool, holding: str, besides: I
             f"connections cannot be caught inside: {nft}: {said}", "have an administrator run: modprobe nft_tproxy"
         ) from error
     sockets = _listen(udp)
-    queue = hold(nft, holding)
-    if queue is not None:
-        sockets.queues.append(queue)
+    queues = queue_packets(nft, holding)
+    if queues.syns is not None:
+        sockets.queues.append(queues.syns)
+    if queues.echoes is not None:
+        allow_echoes()
+        sockets.echoes.append(queues.echoes)
+        sockets.echo_replies += [make_icmp_socket(flows.family) for flows in sockets.flows]
     return sockets
 
 

@@ -19,6 +19,7 @@ from htcondor_vpn.tunnel.name_servers import NameServers
 from htcondor_vpn.wire.datagrams import DatagramPipe
 from htcondor_vpn.wire.deadline import Deadline
 from htcondor_vpn.wire.dialing import Endpoint, SocketSource, connect_datagrams, connect_first
+from htcondor_vpn.wire.ping import ping
 from htcondor_vpn.wire.stream import PlainStream
 from htcondor_vpn.wire.udp import UdpPipe
 from htcondor_vpn.wire.unreachable import Unreachable
@@ -42,6 +43,13 @@ class DirectFlows:
     async def open_datagrams(self, address: Address, port: int) -> DatagramPipe:
         """As `Carrier.open_datagrams`."""
         return UdpPipe(await self._connected(connect_datagrams([_endpoint(address, port)], self._source)))
+
+    async def echo(self, address: Address, payload: bytes) -> bytes:
+        """As `Carrier.echo`."""
+        try:
+            return await self._connected(ping(_endpoint(address, 0), payload, self._source))
+        except Unreachable as error:
+            raise FlowRefused(error.status, error.proxy_status, self.name) from error
 
     async def _connected(self, connecting: Awaitable[Made]) -> Made:
         try:
@@ -117,12 +125,12 @@ class _Told:
     def __init__(self, name: str, source: SocketSource) -> None:
         self._name, self._source = name, source
 
-    async def open(self, family: int, kind: int) -> socket.socket:
+    async def open(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         try:
-            return await self._source.open(family, kind)
+            return await self._source.open(family, kind, protocol)
         except OSError as error:
-            if error.errno == errno.EAFNOSUPPORT:
-                raise  # a kernel without IPv6
+            if error.errno == errno.EAFNOSUPPORT or isinstance(error, PermissionError):
+                raise  # a kernel without IPv6, or a kind of socket that is not for everyone
             raise GatewayUnreachable(
                 f"{self._name} has no socket for a connection: {error.strerror or error}", "it is tried again"
             ) from error

@@ -68,7 +68,7 @@ class InnerSockets:
     `flows` are transparent TCP listeners: the local address of an accepted connection is where it wanted to go.
     `datagrams`, `answers` and `errors` are the `DatagramSockets` of each IP version, if UDP is carried.
     `dns_datagrams` and `dns_streams` are bound to the resolver's addresses. `queues` is where SYNs wait for the far
-    side's answer, if they do.
+    side's answer, if they do, and `echoes` where ICMP echo requests do; `echo_replies` answer these in each IP version.
     """
 
     flows: list[socket.socket] = field(default_factory=list)
@@ -78,6 +78,8 @@ class InnerSockets:
     answers: list[socket.socket] = field(default_factory=list)
     errors: list[socket.socket] = field(default_factory=list)
     queues: list[socket.socket] = field(default_factory=list)
+    echoes: list[socket.socket] = field(default_factory=list)
+    echo_replies: list[socket.socket] = field(default_factory=list)
 
     def all(self) -> list[socket.socket]:
         return [sock for kind in fields(self) for sock in getattr(self, kind.name)]

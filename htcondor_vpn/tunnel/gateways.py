@@ -33,6 +33,7 @@ FLOW_SECONDS = 15.0
 #: Half of what OpenSSL lets a session live.
 SESSION_SECONDS = 3600.0
 PROBE_TARGET = "/.well-known/htcondor-vpn"
+ECHO_TARGET = "/.well-known/htcondor-vpn/echo"
 _MAX_IDLE = 16
 
 
@@ -142,6 +143,23 @@ class Gateway:
         assert isinstance(connection.stream, TlsStream)  # as `connect` makes it
         return CapsulePipe(connection.stream, connection.early_bytes)
 
+    async def echo(self, address: Address, payload: bytes) -> bytes:
+        """Has the gateway send an ICMP echo request; returns what came back. Raises as `open_flow`."""
+        asked = "POST", f"{ECHO_TARGET}?address={quote(str(address))}", [("Content-Type", "application/octet-stream")]
+        with Deadline(FLOW_SECONDS):
+            answer = None
+            while answer is None and self._idle:
+                connection = self._idle.pop()
+                with contextlib.suppress(Unanswered):  # it had ended already: nobody has seen the request
+                    answer = await self._exchange(connection, *asked, payload)
+            if answer is None:
+                connection = await self.connect()
+                answer = await self._exchange(connection, *asked, payload)
+        if answer.status >= 300:
+            raise self._refusal(answer)
+        self._keep(connection)
+        return answer.body
+
     async def _turned(
         self, method: str, target: str, headers: Iterable[tuple[str, str]], granted: Container[int]
     ) -> HttpConnection:
@@ -197,6 +215,14 @@ class Gateway:
 
         Raises `TokenRefused`, or ConnectionError for any other answer than success.
         """
+        answer = await self._exchange(connection, method, target, headers, body)
+        if answer.status >= 300:
+            raise ProtocolError(f"the gateway {self.name} answered {answer.status} to {method} {target}")
+        return answer
+
+    async def _exchange(
+        self, connection: HttpConnection, method: str, target: str, headers: Iterable[tuple[str, str]], body: bytes
+    ) -> Response:
         fields = [("Host", self.name), *self._authorization(), *headers]
         try:
             answer = await connection.exchange(method, target, fields, body)
@@ -210,8 +236,6 @@ class Gateway:
                 f"the gateway {self.name} refuses our token",
                 "make one on the gateway (htcondor-vpn gateway token add NAME) and put it into HTCONDOR_VPN_TOKEN_FILE",
             )
-        if answer.status >= 300:
-            raise ProtocolError(f"the gateway {self.name} answered {answer.status} to {method} {target}")
         return answer
 
     def request_head(self, method: str, target: str, headers: Iterable[tuple[str, str]] = ()) -> bytes:

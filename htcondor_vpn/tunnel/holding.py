@@ -10,7 +10,6 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
 
@@ -18,6 +17,7 @@ from htcondor_vpn.addresses import HOLD_QUEUE, may_send
 from htcondor_vpn.errors import VpnError
 from htcondor_vpn.linux.nfqueue import Ends, PacketQueue, tcp_ends
 from htcondor_vpn.tunnel.carrier import Address, FlowRefused
+from htcondor_vpn.tunnel.fair_share import FairShare
 from htcondor_vpn.tunnel.refusals import refusal_of
 from htcondor_vpn.wire.stream import Stream
 
@@ -25,8 +25,7 @@ from htcondor_vpn.wire.stream import Stream
 #: job's link that may be slow; an application that gave up meanwhile never claims it.
 _CLAIM_SECONDS = 30.0
 
-#: How many connects may be held. Of one link (a job, or the pilot itself) no more than are left free for all: one that
-#: floods us gets half of it, two get a third each, and there is always room for another one.
+#: How many connects may be held, shared fairly by the links.
 _MAX_HELD = 2048
 
 _AT_ONCE = 64
@@ -47,7 +46,7 @@ class Holder:
         self._open_flow = open_flow
         self._queues: list[PacketQueue] = []
         self._held: dict[Ends, _Held] = {}
-        self._of_link: Counter[int] = Counter()
+        self._share = FairShare(_MAX_HELD)
 
     def serve(self, sock: socket.socket) -> None:
         """Starts to hold what comes to the queue of `sock`."""
@@ -90,24 +89,18 @@ class Holder:
                 continue
             if (held := self._held.get(ends)) is not None:
                 held.repeated(packet.number)
-            elif may_send(ends[0][0], packet.interface) and self._has_room(packet.interface):
+            elif may_send(ends[0][0], packet.interface) and self._share.take(packet.interface):
                 self._begin(queue, packet.number, packet.interface, ends)
             else:  # the application's kernel sends it again, in a second and later
                 log.debug("no room on link %d for a connect to %s port %d", packet.interface, *ends[1])
                 queue.drop(packet.number)
 
-    def _has_room(self, link: int) -> bool:
-        return self._of_link.get(link, 0) < _MAX_HELD - len(self._held)
-
     def _begin(self, queue: PacketQueue, number: int, link: int, ends: Ends) -> None:
         held = self._held[ends] = _Held(queue, number, ends, self._open_flow)
-        self._of_link[link] += 1
 
         def over(task: asyncio.Task[None]) -> None:
             del self._held[ends]
-            self._of_link[link] -= 1
-            if not self._of_link[link]:
-                del self._of_link[link]
+            self._share.release(link)
             if not task.cancelled() and task.exception() is not None:
                 log.error("a connect failed", exc_info=task.exception())
 

@@ -34,6 +34,10 @@ class Ladder:
         """As `Carrier.open_datagrams`; raises the reason where no pool works."""
         return await self._pool().open_datagrams(address, port)
 
+    async def echo(self, address: Address, payload: bytes) -> bytes:
+        """As `Carrier.echo`; raises the reason where no pool works."""
+        return await self._pool().echo(address, payload)
+
     async def ask_dns(self, query: bytes) -> bytes:
         """As `Carrier.ask_dns`; raises the reason where no pool works."""
         return await self._pool().ask_dns(query)

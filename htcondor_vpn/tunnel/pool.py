@@ -86,6 +86,10 @@ class Pool:
         """As `Carrier.open_datagrams`, by one that carries them."""
         return await self._try(lambda carrier: carrier.open_datagrams(address, port), f"ipv{address.version}", udp=True)
 
+    async def echo(self, address: Address, payload: bytes) -> bytes:
+        """As `Carrier.echo`."""
+        return await self._try(lambda carrier: carrier.echo(address, payload), f"ipv{address.version}")
+
     async def ask_dns(self, query: bytes) -> bytes:
         """As `Carrier.ask_dns`."""
         return await self._try(lambda carrier: carrier.ask_dns(query))

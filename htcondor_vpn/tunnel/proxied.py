@@ -53,6 +53,9 @@ class ProxiedCarrier:
     async def open_datagrams(self, address: Address, port: int) -> DatagramPipe:
         raise FlowRefused(501, "it carries no datagrams", self.name)
 
+    async def echo(self, address: Address, payload: bytes) -> bytes:
+        raise FlowRefused(501, "it carries no echo requests", self.name)
+
     async def ask_dns(self, query: bytes) -> bytes:
         return await self._name_servers.ask(query)
 

@@ -30,11 +30,13 @@ Opened = TypeVar("Opened")
 
 
 class Outlet(Protocol):
-    """A way out, where it works; both raise as `Carrier.open_flow` does."""
+    """A way out, where it works; all raise as `Carrier.open_flow` does."""
 
     async def open_flow(self, address: Address, port: int) -> tuple[Stream, bytes]: ...
 
     async def open_datagrams(self, address: Address, port: int) -> DatagramPipe: ...
+
+    async def echo(self, address: Address, payload: bytes) -> bytes: ...
 
 
 class NodeNetwork:
@@ -50,6 +52,10 @@ class NodeNetwork:
     async def open_datagrams(self, address: Address, port: int) -> DatagramPipe:
         _judge(address)
         return await self._flows.open_datagrams(address, port)
+
+    async def echo(self, address: Address, payload: bytes) -> bytes:
+        _judge(address)
+        return await self._flows.echo(address, payload)
 
 
 def _judge(address: Address) -> None:
@@ -67,6 +73,9 @@ class Rejection:
         raise FlowRefused(403, _PROHIBITED, "HTCONDOR_VPN_ROUTES")
 
     async def open_datagrams(self, address: Address, port: int) -> DatagramPipe:
+        raise FlowRefused(403, _PROHIBITED, "HTCONDOR_VPN_ROUTES")
+
+    async def echo(self, address: Address, payload: bytes) -> bytes:
         raise FlowRefused(403, _PROHIBITED, "HTCONDOR_VPN_ROUTES")
 
 
@@ -109,6 +118,10 @@ class Routes:
 
     async def open_datagrams(self, address: Address, port: int) -> DatagramPipe:
         return await self._led(address, port, lambda outlet, to: outlet.open_datagrams(to, port))
+
+    async def echo(self, address: Address, payload: bytes) -> bytes:
+        """An echo request has no port: only rules for all ports lead it."""
+        return await self._led(address, 0, lambda outlet, to: outlet.echo(to, payload))
 
     async def _led(
         self, address: Address, port: int, opening: Callable[[Outlet, Address], Awaitable[Opened]]

@@ -22,6 +22,7 @@ from htcondor_vpn.tunnel.bandwidth import measure
 from htcondor_vpn.tunnel.carrier import FlowRefused
 from htcondor_vpn.tunnel.datagrams import DatagramCarrier
 from htcondor_vpn.tunnel.dns import DnsResponder
+from htcondor_vpn.tunnel.echoes import EchoCarrier
 from htcondor_vpn.tunnel.engine import EngineReport, InnerSockets
 from htcondor_vpn.tunnel.gateways import Gateway
 from htcondor_vpn.tunnel.holding import Holder
@@ -66,6 +67,7 @@ class StreamEngine:
         self._ended = Traffic()
         self._datagrams = DatagramCarrier(self._routes.open_datagrams)
         self._holder = Holder(self._routes.open_flow)
+        self._echoes = EchoCarrier(self._routes.echo)
 
     async def run(self, report: Callable[[EngineReport], None]) -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -83,6 +85,8 @@ class StreamEngine:
             self._accept_from(sock, self._caught)
         for sock in sockets.queues:
             self._holder.serve(sock)
+        for sock in sockets.echoes:
+            self._echoes.serve(sock, sockets.echo_replies)
         for made in zip(sockets.datagrams, sockets.answers, sockets.errors):
             self._datagrams.serve(DatagramSockets(*made))
 
@@ -90,6 +94,7 @@ class StreamEngine:
         for listener in self._listeners:
             asyncio.get_running_loop().remove_reader(listener)
         self._holder.finish()
+        self._echoes.finish()
         delivering = asyncio.ensure_future(self._datagrams.finish())
         await asyncio.wait({delivering, *self._tasks} - self._measurements, timeout=_FINISH_SECONDS)
 

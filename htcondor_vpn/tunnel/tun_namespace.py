@@ -51,6 +51,9 @@ class TunConfig:
     routes: tuple[Network, ...]
     refused: tuple[Network, ...] = ()
 
+#: Family, type and protocol of sockets.
+_Kind = tuple[int, int, int]
+
 
 class TunNamespace:
     """The namespace, from `make` to `close`. Its process dies with ours, and it itself with the last thing in it."""
@@ -60,8 +63,8 @@ class TunNamespace:
         self._pidfd = os.pidfd_open(pid)
         self._answers: deque[asyncio.Future[list[int]]] = deque()
         self._lost = asyncio.get_running_loop().create_future()
-        self._ready: defaultdict[tuple[int, int], deque[socket.socket]] = defaultdict(deque)
-        self._refills: dict[tuple[int, int], asyncio.Future[None]] = {}
+        self._ready: defaultdict[_Kind, deque[socket.socket]] = defaultdict(deque)
+        self._refills: dict[_Kind, asyncio.Future[None]] = {}
         self._connections: WeakSet[socket.socket] = WeakSet()
         self._namespaces: list[int] = []
         asyncio.get_running_loop().add_reader(channel.fileno(), self._answered)
@@ -108,14 +111,15 @@ class TunNamespace:
             }
         })  # fmt: skip
 
-    async def open(self, family: int, kind: int) -> socket.socket:
+    async def open(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """Returns a new socket of the namespace, non-blocking and unconnected; raises OSError."""
-        ready = self._ready[family, kind]
+        key = family, kind, protocol
+        ready = self._ready[key]
         while not ready:
-            await asyncio.shield(self._refill(family, kind))
+            await asyncio.shield(self._refill(key))
         sock = ready.popleft()
         if len(ready) < _LOW:
-            self._refill(family, kind)
+            self._refill(key)
         if kind == socket.SOCK_STREAM:
             self._connections.add(sock)
         return sock
@@ -157,21 +161,20 @@ class TunNamespace:
 
     # The process
 
-    def _refill(self, family: int, kind: int) -> asyncio.Future[None]:
+    def _refill(self, key: _Kind) -> asyncio.Future[None]:
         """Asks for more sockets, unless that has been done already; returns what is done when they have come."""
-        key = family, kind
         if key not in self._refills:
-            self._refills[key] = asyncio.ensure_future(self._filled(family, kind))
+            self._refills[key] = asyncio.ensure_future(self._filled(key))
             self._refills[key].add_done_callback(lambda done: self._refilled(key, done))
         return self._refills[key]
 
-    async def _filled(self, family: int, kind: int) -> None:
-        for descriptor in await self._ask({"sockets": [int(family), int(kind), _BATCH]}):
+    async def _filled(self, key: _Kind) -> None:
+        for descriptor in await self._ask({"sockets": [*map(int, key), _BATCH]}):
             sock = socket.socket(fileno=descriptor)
             sock.setblocking(False)
-            self._ready[family, kind].append(sock)
+            self._ready[key].append(sock)
 
-    def _refilled(self, key: tuple[int, int], done: asyncio.Future[None]) -> None:
+    def _refilled(self, key: _Kind, done: asyncio.Future[None]) -> None:
         del self._refills[key]
         if not done.cancelled() and (error := done.exception()) is not None:
             log.debug("no sockets of the tun's namespace: %s", error)

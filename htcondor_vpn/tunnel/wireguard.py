@@ -77,12 +77,12 @@ class WireguardTunnel:
         self._running: _Running | None = None
         self._starting: asyncio.Future[None] | None = None
 
-    async def open(self, family: int, kind: int) -> socket.socket:
+    async def open(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """See `SocketSource`."""
         await self.start()
         if self._namespace is None:
             raise GatewayUnreachable(f"WireGuard to {self.name} was given up")
-        return await self._namespace.open(family, kind)
+        return await self._namespace.open(family, kind, protocol)
 
     async def start(self) -> None:
         """Starts wireguard-go where it does not run; raises VpnError or OSError."""

@@ -27,15 +27,15 @@ Endpoint = tuple[socket.AddressFamily, tuple[Any, ...]]
 class SocketSource(Protocol):
     """Makes sockets of one network namespace."""
 
-    async def open(self, family: int, kind: int) -> socket.socket:
+    async def open(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """Returns a non-blocking, unconnected socket; raises OSError, or a VpnError where it cannot make any."""
 
 
 class HostSockets:
     """The `SocketSource` of the namespace that this process is in."""
 
-    async def open(self, family: int, kind: int) -> socket.socket:
-        sock = socket.socket(family, kind)
+    async def open(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
+        sock = socket.socket(family, kind, protocol)
         sock.setblocking(False)
         return sock
 

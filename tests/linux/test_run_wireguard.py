@@ -102,6 +102,11 @@ def test_datagrams_as_long_as_the_path_takes_them(site, used, address):
     assert done.stdout.split() == ["ok"] * len(asked), done.stderr
 
 
+@pytest.mark.parametrize("address", ECHO)
+def test_ping(pilot, address):
+    assert "1 packets transmitted, 1 received" in pilot.ask(f"ping -n -c 1 -W 15 {address}")
+
+
 @pytest.mark.parametrize("victim", ["wireguard-go", "its namespace's process", "engine"])
 def test_what_is_killed_is_started_again(site, pilot, tmp_path, victim):
     flow = HeldFlow(pilot, tmp_path)

@@ -25,7 +25,7 @@ class Failing:
     def __init__(self, code, on_connect=False):
         self.code, self.on_connect = code, on_connect
 
-    async def open(self, family, kind):
+    async def open(self, family, kind, protocol=0):
         failure = OSError(self.code, "no")
         if not self.on_connect:
             raise failure
