@@ -45,6 +45,13 @@ class LoopbackOnly:
         return None if address.is_loopback and str(address) != "127.0.0.9" else "not for tests"
 
 
+class BothFamilies:
+    """The machine that runs the tests may have no route to anywhere, nor does the sandbox."""
+
+    def routed(self):
+        return ["ipv4", "ipv6"]
+
+
 class Running:
     """A gateway that serves on loopback, and a token that it accepts."""
 
@@ -117,6 +124,7 @@ def running(tmp_path):
     @contextlib.asynccontextmanager
     async def start(*, policy=None, resolver=None, families=None, authenticators=(), client_ca=None, **limits):
         gateway = Running(tmp_path / f"gateway-{next(numbers)}")
+        families = families or BothFamilies()
         options = {"resolver": resolver, "families": families, "authenticators": authenticators, "client_ca": client_ca}
         await gateway.start(replace(Limits(grace_seconds=5), **limits), policy or LoopbackOnly(), **options)
         try:
