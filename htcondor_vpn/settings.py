@@ -210,6 +210,12 @@ KNOBS: tuple[Knob, ...] = (
           "Gateway: how many connections one token may hold at once."),
     _knob("GATEWAY_WORKERS", "whole number", "", "0", is_a.integer(0, 32),
           "Gateway: how many processes serve connections; 0 is one for each processor core that it may use."),
+    _knob("GATEWAY_UNAUTHENTICATED_PER_ADDRESS", "whole number", "", "1000", is_a.integer(1, 1_000_000),
+          """Gateway: how many connections of one source address (IPv6: of one /64) may be there that have not
+          authenticated yet; for every ten that have, an address counts for one more."""),
+    _knob("GATEWAY_HANDSHAKES_PER_SECOND", "number", "", "100", is_a.quantity({"": 1.0}, 1, 1e6),
+          """Gateway: how many TLS handshakes a second one source address may begin without authenticating afterwards,
+          likewise; the others wait."""),
     _knob("GATEWAY_GRACE_PERIOD", "time", "s", "30", is_a.quantity(is_a.SECONDS, 0, 86400),
           "Gateway: how long flows may go on after it was told to end."),
 )  # fmt: skip

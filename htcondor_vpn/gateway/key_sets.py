@@ -55,7 +55,10 @@ class KeyFile:
 
 
 class FetchedKeys:
-    """A `KeySet` that a thread of its own fetches, now and again; nobody ever waits for it. A context manager."""
+    """A `KeySet` that a thread of its own fetches, now and again; nobody ever waits for it. A context manager.
+
+    The thread begins with the first use, for a process that is still to be forked must have none.
+    """
 
     def __init__(self, issuer: str, context: ssl.SSLContext | None = None) -> None:
         self._issuer = issuer
@@ -66,9 +69,9 @@ class FetchedKeys:
         self._fetched = 0.0
         self._asked_at = 0.0
         self._wanted, self._ended = threading.Event(), False
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> FetchedKeys:
-        threading.Thread(target=self._run, daemon=True, name=f"keys of {self._issuer}").start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -76,6 +79,7 @@ class FetchedKeys:
         self._wanted.set()
 
     def key(self, kid: str) -> Any:
+        self.refresh()
         if not self._fetched or time.monotonic() - self._fetched > _KEEP_SECONDS:
             raise VpnError(f"the keys of {self._issuer} could not be fetched yet", "see the log for why")
         try:
@@ -87,7 +91,10 @@ class FetchedKeys:
             raise
 
     def refresh(self) -> None:
-        """Does nothing: the thread does."""
+        """Starts the thread, which does the rest."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, daemon=True, name=f"keys of {self._issuer}")
+            self._thread.start()
 
     def _run(self) -> None:
         while not self._ended:

@@ -26,12 +26,16 @@ from htcondor_vpn.gateway.resolver import Resolver
 from htcondor_vpn.gateway.roster import Limits, Roster
 from htcondor_vpn.gateway.seats import Seats
 from htcondor_vpn.gateway.session import Services, Session
+from htcondor_vpn.gateway.strangers import Strangers
 from htcondor_vpn.wire.dialing import tune
+from htcondor_vpn.wire.tls import reset
 
 log = logging.getLogger(__name__)
 
 _OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _RETRY_SECONDS = 1.0
+#: Half of the connections may be unauthenticated, or so many.
+_FEWEST_STRANGERS = 128
 
 
 class Gateway:
@@ -59,6 +63,9 @@ class Gateway:
             resolver or Resolver(),
             roster.standing,
             Echoes(connector),
+        )
+        self._strangers = Strangers(
+            limits.strangers_per_address, max(_FEWEST_STRANGERS, limits.connections // 2), limits.handshakes_per_second
         )
         self._services = Services(context, limits, gatekeeper, roster, connector, resources)
         self._tasks: dict[asyncio.Task[None], Session] = {}
@@ -126,7 +133,11 @@ class Gateway:
             except OSError:
                 sock.close()
                 continue
-            session = Session(self._services, sock, name_of(address))
+            visit = self._strangers.visit(address[0])
+            if visit is None:
+                reset(sock)
+                continue
+            session = Session(self._services, sock, name_of(address), visit)
             roster.enter(session)
             task = loop.create_task(session.run())
             self._tasks[task] = session

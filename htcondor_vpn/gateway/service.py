@@ -46,6 +46,8 @@ def run(settings: Settings, announce: Callable[[str], None]) -> None:
     limits = Limits(
         connections=connections,
         connections_per_token=min(connections, settings.gateway_connections_per_token),
+        strangers_per_address=settings.gateway_unauthenticated_per_address,
+        handshakes_per_second=settings.gateway_handshakes_per_second,
         grace_seconds=settings.gateway_grace_period,
     )
     with gatekeeper(settings):

@@ -27,6 +27,7 @@ from htcondor_vpn.gateway.gatekeeper import Gatekeeper
 from htcondor_vpn.gateway.identity import CredentialRefused, Identity, Presented
 from htcondor_vpn.gateway.own_resources import OwnResources
 from htcondor_vpn.gateway.roster import Limits, Roster
+from htcondor_vpn.gateway.strangers import Visit
 from htcondor_vpn.special_addresses import Address
 from htcondor_vpn.wire.datagrams import TARGET_PREFIX
 from htcondor_vpn.wire.deadline import Deadline
@@ -57,9 +58,9 @@ class Services:
 class Session:
     """One connection. `run` is its task; `cut` and `finish` end it from outside."""
 
-    def __init__(self, services: Services, sock: socket, peer: str) -> None:
-        self._services, self._sock, self._peer = services, sock, peer
-        self._first_head_until: float | None = time.monotonic() + services.limits.head_seconds
+    def __init__(self, services: Services, sock: socket, peer: str, visit: Visit) -> None:
+        self._services, self._sock, self._peer, self._visit = services, sock, peer, visit
+        self._first_head_until: float | None = None
         self._task: asyncio.Task[None] | None = None
         self._waiting = False
         self._finishing = False
@@ -74,6 +75,7 @@ class Session:
     def release(self) -> None:
         """Closes the socket, should `run` have had no chance to. Idempotent."""
         self._sock.close()
+        self._visit.end()
 
     def finish(self) -> None:
         """Lets the session end what it is at, and nothing more."""
@@ -93,7 +95,11 @@ class Session:
             return
         try:
             with Deadline(self._services.limits.head_seconds):
+                await self._visit.turn()
+            self._first_head_until = time.monotonic() + self._services.limits.head_seconds
+            with Deadline(self._services.limits.head_seconds):
                 stream = await TlsStream.server(self._sock, self._services.context)
+            self._visit.greeted()
         except (OSError, asyncio.TimeoutError) as error:  # ssl.SSLError is an OSError
             log.debug("peer=%s no TLS connection: %s", self._peer, error)
             return
@@ -178,10 +184,12 @@ class Session:
             return None
         except CredentialRefused as refusal:
             log.info("peer=%s is refused: %s", self._peer, refusal)
+            self._visit.refused()
             challenge = _CHALLENGE if bearer is None else f'{_CHALLENGE}, error="invalid_token"'
             name = "Proxy-Authenticate" if proxied else "WWW-Authenticate"
             await exchange.answer(407 if proxied else 401, [(name, challenge)], close=True)
             return None
+        self._visit.authenticated()
         crowd = self._services.roster.bind(self, pilot)
         if crowd is not None:
             log.warning("pilot=%s is turned away: too many connections of the %s", pilot.name, crowd.name.lower())

@@ -36,9 +36,9 @@ class TokenFile:
         self._version = self._look()
 
     def __call__(self) -> str:
-        """Returns the present token; the last good one while the file is not."""
+        """Returns the present token; the last good one if the file is bad, or gone (it may be deleted once read)."""
         version = self._look()
-        if version != self._version:
+        if version is not None and version != self._version:
             self._version = version
             try:
                 self._token = read_token(self._path)

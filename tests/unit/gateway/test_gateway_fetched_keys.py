@@ -179,6 +179,7 @@ def test_keys_that_are_not_fetched(web, trusting, spoil, caplog):
     else:
         web.pages[metadata] = {"no json": b"<html>", "deep": b"[" * 100_000, "no keys": b"{}"}.get(spoil, 500)
     with FetchedKeys(issuer.url, trusting) as keys:
+        keys.refresh()
         deadline = time.monotonic() + DEADLINE_SECONDS
         while "cannot be fetched" not in caplog.text:
             assert time.monotonic() < deadline

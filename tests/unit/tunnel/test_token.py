@@ -84,7 +84,7 @@ def test_the_last_good_token_counts_while_the_file_is_not(token_file, spoil, cap
     else:
         replace(token_file, "" if spoil == "empty" else "stolen?", 0o644 if spoil == "open" else 0o600)
     assert [token(), token()] == ["abc-DEF_123"] * 2
-    assert len(caplog.records) == 1
+    assert len(caplog.records) == (0 if spoil == "gone" else 1)  # it may be deleted once COMMAND runs
     assert "stolen" not in caplog.text
     replace(token_file, "good again")
     replace(token_file, "good-again")
