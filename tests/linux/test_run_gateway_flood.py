@@ -14,7 +14,7 @@ pytestmark = pytest.mark.linux
 
 #: Opens connections that say nothing, half a ClientHello or half a request, and guesses tokens; for ever.
 FLOOD = """
-import itertools, socket, ssl, sys, threading, time
+import socket, ssl, sys, threading, time
 address = sys.argv[1], int(sys.argv[2])
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -38,15 +38,19 @@ def attack(kind):
                 sock.recv(100)
                 sock.close()
                 continue
-            hoard.append(sock)
-            if len(hoard) > 600:
-                hoard.pop(0).close()
+            sock.settimeout(0.3)
+            try:
+                while sock.recv(4096):
+                    pass
+            except TimeoutError:
+                hoard.append(sock)  # it is still there
         except OSError:
-            time.sleep(0.002)
+            time.sleep(0.01)
 
-for kind in ("silence", "half hello", "slow request", "no request", "guess", "guess"):
+for kind in 12 * ("silence", "half hello", "slow request", "no request") + 2 * ("guess",):
     threading.Thread(target=attack, args=(kind,), daemon=True).start()
-time.sleep(1)
+while len(hoard) < 90:
+    time.sleep(0.1)
 print("flooding", flush=True)
 time.sleep(600)
 """
