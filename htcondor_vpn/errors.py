@@ -104,6 +104,12 @@ class SshRefused(VpnError):
     exit_code = 85
 
 
+class LoginRefused(VpnError):
+    """A VPN's server does not accept our name and password, or our certificate."""
+
+    exit_code = 86
+
+
 class ConfigError(VpnError):
     """A knob's value is wrong: unknown name, wrong unit, out of range, or two knobs that contradict."""
 

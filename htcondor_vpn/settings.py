@@ -72,15 +72,16 @@ def _knob(name: str, type_: str, unit: str, default: str, parse: is_a.Parser, te
 
 _rate = is_a.quantity(is_a.MBPS, 0.001, 1e6, zero=True)
 
-_ENGINES = ("stream", "wireguard", "proxy", "socks5", "ssh")
+_ENGINES = ("stream", "wireguard", "openconnect", "proxy", "socks5", "ssh")
 _engine = is_a.choice(*_ENGINES)
 
 KNOBS: tuple[Knob, ...] = (
     _knob("ENGINE", "word", "", "stream", is_a.choice(*_ENGINES, "auto"),
-          """How traffic leaves: `stream` through gateways of ours, `wireguard` by WireGuard servers, `proxy` through an
-          HTTP proxy that allows CONNECT, `socks5` through a SOCKS server, `ssh` through a login node; `auto` takes the
-          first that works."""),
-    _knob("ENGINE_ORDER", "list of words", "", "stream, wireguard, proxy, socks5, ssh", is_a.list_of(_engine),
+          """How traffic leaves: `stream` through gateways of ours, `wireguard` by WireGuard servers, `openconnect` by
+          AnyConnect servers, `proxy` through an HTTP proxy that allows CONNECT, `socks5` through a SOCKS server, `ssh`
+          through a login node; `auto` takes the first that works."""),
+    _knob("ENGINE_ORDER", "list of words", "", "stream, wireguard, openconnect, proxy, socks5, ssh",
+          is_a.list_of(_engine),
           "In which order `auto` tries the engines. It passes over those that nothing is configured for."),
     _knob("GATEWAYS", "list of HOST:PORT", "", "", is_a.list_of(is_a.endpoint),
           """The gateways. Flows are spread over all that answer; the first of these is the one that is shown. IPv6
@@ -123,10 +124,22 @@ KNOBS: tuple[Knob, ...] = (
           owner alone (mode 0600). Flows are spread over all that work."""),
     _knob("WIREGUARD_GO", "path", "", "", is_a.path,
           "The program wireguard-go, 0.0.20231211 or newer. Default: the one on PATH."),
+    _knob("OPENCONNECT_SERVERS", "list of HOST:PORT", "", "", is_a.list_of(is_a.endpoint),
+          """AnyConnect servers such as ocserv, for the engine `openconnect`. Flows are spread over all that work. They
+          are known by the gateways' pins or CA file."""),
+    _knob("OPENCONNECT_CREDENTIALS_FILE", "path", "", "", is_a.path,
+          "A file with one line USER:PASSWORD for them. It must be readable by its owner alone (mode 0600)."),
+    _knob("OPENCONNECT_CERTIFICATE_FILE", "path", "", "", is_a.path,
+          "A client certificate for them (PEM), besides or instead of a password."),
+    _knob("OPENCONNECT_KEY_FILE", "path", "", "", is_a.path,
+          "Its private key (mode 0600), without a passphrase. Default: it is in the certificate's file."),
+    _knob("OPENCONNECT_DTLS", "word", "", "on", is_a.choice("on", "off"),
+          """Whether packets travel by DTLS, over UDP, where that gets through, rather than by TLS. With `off`, or where
+          UDP is blocked, it is TLS."""),
     _knob("NAME_SERVERS", "list of addresses", "", "", is_a.list_of(is_a.name_server),
           """Name servers that are asked, over TCP, through the engines `proxy`, `socks5` and `ssh`: ADDRESS or
           ADDRESS:PORT. IPv4 or IPv6 is carried where one of that family answers. Through `wireguard` they are asked if
-          its configuration names none."""),
+          its configuration names none, through `openconnect` instead of those that the server names."""),
     _knob("ROUTES", "list of routes", "", "", route_rules(_ENGINES),
           """Ways for certain destinations, separated by commas: `NETWORK WAY` or `NETWORK port N[-M] WAY`, where WAY is
           `direct` (from the node itself, past the tunnel), `reject`, `gateway HOST:PORT`, `engine NAME`, or `tunnel`
@@ -353,9 +366,9 @@ def _contradictions(settings: Settings) -> Iterator[ConfigError]:
             "a revocation list goes with its CA",
         )
     known = settings.gateway_pin or settings.gateway_pin_file or settings.gateway_ca_file
-    by_gateway = any(rule.gateway for rule in settings.routes)
-    if (settings.gateways or by_gateway) and not known:
-        named = _named(settings, "GATEWAYS") if settings.gateways else f"{PREFIX}ROUTES"
+    by_gateway = [f"{PREFIX}ROUTES"] if any(rule.gateway for rule in settings.routes) else []
+    servers = [name for name in ("GATEWAYS", "OPENCONNECT_SERVERS") if settings.values[PREFIX + name]]
+    for named in ([_named(settings, name) for name in servers] or by_gateway) if not known else []:
         yield ConfigError(
             f"{named} says where the gateways are, but nothing says how to know them",
             "set HTCONDOR_VPN_GATEWAY_PIN, HTCONDOR_VPN_GATEWAY_PIN_FILE or HTCONDOR_VPN_GATEWAY_CA_FILE",
@@ -385,6 +398,6 @@ def _named(settings: Settings, short: str) -> str:
     """`FILE:LINE: NAME = value`, or `NAME = value (the default)`."""
     name = PREFIX + short
     value = settings.values[name]
-    shown = ", ".join(f"{host}:{port}" for host, port in value) if short == "GATEWAYS" else f"{value:g}"
+    shown = ", ".join(f"{host}:{port}" for host, port in value) if isinstance(value, tuple) else f"{value:g}"
     origin = settings.origins.get(name)
     return f"{origin}: {name} = {shown}" if origin else f"{name} = {shown} (the default)"

@@ -9,9 +9,9 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
 from benchmarks.processes import tree
+from htcondor_vpn.gateway import pretend_privilege_drop
 from htcondor_vpn.linux.programs import find_program, run_program
 from htcondor_vpn.testbed import plan
 from htcondor_vpn.testbed.logs import wait_for_log
@@ -89,7 +89,7 @@ class OpenconnectPeer:
         exits.callback(dmz.run, [nft, "delete", "table", "ip", "peer"], as_root=True)
         log = folder / "ocserv.log"
         argv = [
-            sys.executable, str(Path(__file__).with_name("pretend_privilege_drop.py")), find_program("ocserv"),
+            sys.executable, pretend_privilege_drop.__file__, find_program("ocserv"),
             "--foreground", "--config", str(folder / "ocserv.conf"),
         ]  # fmt: skip
         self._server = dmz.start(argv, as_root=True, log=log)

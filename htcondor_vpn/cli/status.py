@@ -61,8 +61,10 @@ def _text(report: dict[str, Any], now: float) -> str:
     lines = [f"{plain(report['run_dir'])}: {report['state']}{reason}"]
     if "pid" in report:
         names = ", ".join(report["families"]) or "nothing yet"
+        over = f" over {report['transport'].upper()}" if report["transport"] else ""
+        engine = f"{report['engine'] or 'unknown'} engine{over}"
         lines += [
-            f"  gateway  {report['gateway'] or 'none'} by the {report['engine'] or 'unknown'} engine, carries {names}",
+            f"  gateway  {report['gateway'] or 'none'} by the {engine}, carries {names}",
             f"  since    {_moment(report['since'])} ({_duration(now - report['since'])})",
             f"  latency  {_number(report['latency_ms'], 'ms')}",
             f"  rate     {_number(report['up_mbps'], 'Mbit/s')} up, {_number(report['down_mbps'], 'Mbit/s')} down",

@@ -12,6 +12,7 @@ from htcondor_vpn.settings import PREFIX, Settings
 from htcondor_vpn.tunnel.carrier import Carrier
 from htcondor_vpn.tunnel.gateways import Gateway
 from htcondor_vpn.tunnel.http_proxy import HttpProxy, ThroughProxy
+from htcondor_vpn.tunnel.openconnect import Login, OpenConnect, find_library
 from htcondor_vpn.tunnel.pool import Pool
 from htcondor_vpn.tunnel.proxied import ProxiedCarrier, Proxy
 from htcondor_vpn.tunnel.server import Server
@@ -31,13 +32,14 @@ MakePool = Callable[[Path], Pool]
 _HOSTS = {
     "stream": ("GATEWAYS", "HOST:PORT"),
     "wireguard": ("WIREGUARD_CONFIG_FILES", "paths"),
+    "openconnect": ("OPENCONNECT_SERVERS", "HOST:PORT"),
     "proxy": ("PROXIES", "HOST:PORT"),
     "socks5": ("SOCKS5_SERVERS", "HOST:PORT"),
     "ssh": ("SSH_HOSTS", "[USER@]HOST"),
 }
 _WHAT = {
-    "stream": "gateway", "wireguard": "WireGuard server", "proxy": "proxy", "socks5": "SOCKS server",
-    "ssh": "login node",
+    "stream": "gateway", "wireguard": "WireGuard server", "openconnect": "VPN server", "proxy": "proxy",
+    "socks5": "SOCKS server", "ssh": "login node",
 }  # fmt: skip
 
 _DNS_PORT = 53
@@ -62,8 +64,8 @@ def maker(kind: str, settings: Settings) -> MakePool:
     if not settings.values[PREFIX + knob]:
         raise ConfigError(f"no {_WHAT[kind]} is configured", f"set {PREFIX}{knob} to a list of {form}")
     kinds = {
-        "stream": _gateways, "wireguard": _wireguard_servers, "proxy": _proxies, "socks5": _socks_servers,
-        "ssh": _login_nodes,
+        "stream": _gateways, "wireguard": _wireguard_servers, "openconnect": _vpn_servers, "proxy": _proxies,
+        "socks5": _socks_servers, "ssh": _login_nodes,
     }  # fmt: skip
     return _pooled(kind, kinds[kind](settings), settings)
 
@@ -90,14 +92,11 @@ def _chosen(settings: Settings) -> list[str]:
 
 
 def _gateways(settings: Settings, endpoints: Sequence[tuple[str, int]] | None = None) -> Make:
-    pins = settings.gateway_pin
-    if settings.gateway_pin_file is not None:
-        pins = (*pins, *read_pins(settings.gateway_pin_file))
     certificate = None
     if settings.certificate_file is not None:
         check_private_key(settings.key_file)
         certificate = settings.certificate_file, settings.key_file
-    trust = Trust(pins, settings.gateway_ca_file, certificate)
+    trust = Trust(_pins(settings), settings.gateway_ca_file, certificate)
     token = TokenFile(settings.token_file) if settings.token_file or not certificate else None
     via = settings.via_proxy
     credentials = _proxy_credentials(settings) if via else None
@@ -163,6 +162,32 @@ def _login_nodes(settings: Settings) -> Make:
         ]
 
     return make
+
+
+def _vpn_servers(settings: Settings) -> Make:
+    find_library()
+    given = f"{PREFIX}OPENCONNECT_CREDENTIALS_FILE"
+    user, password = read_credentials(settings.openconnect_credentials_file, given) or ("", "")
+    certificate, key = settings.openconnect_certificate_file, settings.openconnect_key_file
+    if not (password or certificate):
+        raise ConfigError(
+            "nothing says how the VPN server knows us", f"set {given}, or {PREFIX}OPENCONNECT_CERTIFICATE_FILE"
+        )
+    if certificate is not None:
+        check_private_key(key or certificate, f"{PREFIX}OPENCONNECT_{'KEY' if key else 'CERTIFICATE'}_FILE")
+    login = Login(user, password, certificate, key, _pins(settings), settings.gateway_ca_file,
+                  settings.openconnect_dtls == "on")  # fmt: skip
+    servers, seconds = settings.name_servers, _PROBE_SHARE * settings.probe_timeout
+
+    def make(_: Path) -> list[Carrier]:
+        return [OpenConnect(host, port, login, servers, seconds) for host, port in settings.openconnect_servers]
+
+    return make
+
+
+def _pins(settings: Settings) -> tuple[str, ...]:
+    more = read_pins(settings.gateway_pin_file) if settings.gateway_pin_file is not None else ()
+    return (*settings.gateway_pin, *more)
 
 
 def _proxied(settings: Settings, start_seconds: float = 0.0) -> Callable[[Proxy], Carrier]:

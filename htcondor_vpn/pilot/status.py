@@ -82,6 +82,7 @@ class TunnelStatus:
             flows=report.flows,
             jobs=self.jobs,
             families=report.families,
+            transport=report.transport if up else "",
             holds_connects=self.holds_connects,
             routes=tuple(asdict(route) for route in report.routes),
             reason=self.reason,

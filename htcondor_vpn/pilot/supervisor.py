@@ -15,7 +15,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from htcondor_vpn.errors import GatewayUntrusted, ProxyRefused, SshRefused, TokenRefused, VpnError, by_name
+from htcondor_vpn.errors import (
+    GatewayUntrusted,
+    LoginRefused,
+    ProxyRefused,
+    SshRefused,
+    TokenRefused,
+    VpnError,
+    by_name,
+)
 from htcondor_vpn.linux.channel import Channel
 from htcondor_vpn.linux.children import Child, fork_child
 from htcondor_vpn.linux.loop import Loop
@@ -51,7 +59,7 @@ _STATE_SECONDS = 10.0
 _END_SECONDS = 10.0
 _REPORT_SECONDS = 1.0
 _ENDINGS = 3
-_FINAL = (GatewayUntrusted, TokenRefused, ProxyRefused, SshRefused)
+_FINAL = (GatewayUntrusted, TokenRefused, ProxyRefused, SshRefused, LoginRefused)
 
 log = logging.getLogger(__name__)
 

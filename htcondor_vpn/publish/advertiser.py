@@ -78,6 +78,9 @@ ATTRIBUTES = (
     Attribute("VpnSince", "since", "integer", "unix s", "When the present state began."),
 )
 
+#: How packets travel, with an engine that sends packets.
+TRANSPORTS = ("", "dtls", "tls")
+
 #: These have no meaning while the tunnel is not up.
 ONLY_WHILE_UP = ("up_mbps", "down_mbps", "latency_ms")
 
@@ -111,6 +114,7 @@ def parse_state(text: str) -> Fields:
         "jobs": _integer(document, "jobs", 0, MAX_INTEGER, default=0),
         "reason": document.get("reason", ""),
         "families": document.get("families"),
+        "transport": _word(document, "transport", TRANSPORTS, default=""),
         "holds_connects": document.get("holds_connects", False),
         "routes": [_route(route) for route in document.get("routes", ())],
         "updated": _number(document, "updated", 0, MAX_INTEGER),
@@ -150,8 +154,8 @@ def _number(document: Fields, name: str, low: float, high: float, *, optional: b
     return value
 
 
-def _word(document: Fields, name: str, words: tuple[str, ...]) -> str:
-    value = document.get(name)
+def _word(document: Fields, name: str, words: tuple[str, ...], default: str | None = None) -> str:
+    value = document.get(name, default)
     if not isinstance(value, str) or value not in words:
         raise ValueError(f"{name} is none of {', '.join(words)}")
     return value

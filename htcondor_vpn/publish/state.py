@@ -34,6 +34,8 @@ class State:
     flows: int = 0
     jobs: int = 0
     families: tuple[str, ...] = ()
+    #: How packets travel, "dtls" or "tls"; empty with an engine that sends none.
+    transport: str = ""
     #: Whether an application's connect waits for the far side's answer.
     holds_connects: bool = False
     #: What leads elsewhere than to the gateway: objects with `to`, `by`, `up`, `flows` and `reason`.

@@ -30,6 +30,8 @@ PACKAGES = {
     "openssl": "openssl",
     "squid": "squid",
     "dante-server": "danted",
+    "openconnect": "openconnect",
+    "ocserv": "ocserv",
 }
 BENCHMARK_PACKAGES = {
     "openconnect": "openconnect",

@@ -23,8 +23,8 @@ def processes(networks: Iterable[str], user_namespace: Identity) -> list[int]:
         try:
             if (entry / "ns/net").stat().st_ino in inodes or _is_below(entry / "ns/user", user_namespace):
                 found.append(int(entry.name))
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it has ended
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # it has ended, or is about to: nobody may look at a process whose memory is gone already
     return sorted(found)
 
 

@@ -23,12 +23,13 @@ _SHADOW = "/etc/shadow"
 _STOP_SECONDS = 10.0
 
 
-class _Server:
-    """One program on `host`, with its files in `folder`."""
+class Server:
+    """One program on `host`, with its files in `folder`; a context manager, up inside."""
 
     name: str
     port: int
     ready: bytes
+    as_root = False
 
     def __init__(self, host: Host, folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -52,7 +53,7 @@ class _Server:
         """Starts it and returns when it listens; raises `LogTimeout` with what it said."""
         self.log.touch()
         start_bytes = self.log.stat().st_size
-        self.process = self.host.start(self.argv(), log=self.log)
+        self.process = self.host.start(self.argv(), log=self.log, as_root=self.as_root)
         wait_for_log(self.log, self.ready, self.process, start_bytes=start_bytes)
 
     def stop(self) -> None:
@@ -80,7 +81,7 @@ def _hashed(scheme: str) -> str:
     return subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
 
 
-class Squid(_Server):
+class Squid(Server):
     """An HTTP proxy that allows CONNECT to every port; with `password`, only for `USER` with `PASSWORD`."""
 
     name, port, ready = "squid", 3128, rb"Accepting HTTP Socket connections"
@@ -131,7 +132,7 @@ class Squid(_Server):
         return [find_program("squid"), "-N", "-d", "1", "-f", str(file)]
 
 
-class Dante(_Server):
+class Dante(Server):
     """A SOCKS server; with `password`, only for the host's ordinary user with `PASSWORD`.
 
     dante asks the system for passwords: the host gets a password file of ours while it runs.
@@ -180,7 +181,7 @@ class Dante(_Server):
         return [find_program("danted", "dante-server"), "-f", str(file), "-p", str(self.folder / "pid")]
 
 
-class LoginNode(_Server):
+class LoginNode(Server):
     """An sshd to log in to by key; `config` is an ssh_config for that, and `destination` its alias there."""
 
     name, port, ready = "sshd", 2222, rb"Server listening on"

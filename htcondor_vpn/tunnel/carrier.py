@@ -31,12 +31,14 @@ class CarrierBusy(GatewayUnreachable):
 class Answer:
     """A good probe: the families ("ipv4", "ipv6") that can be reached, and how long the answer took, ms.
 
-    `udp` tells whether datagrams are carried as well.
+    `udp` tells whether datagrams are carried as well; `transport` how packets travel, where that may change ("dtls" or
+    "tls").
     """
 
     families: tuple[str, ...]
     latency_ms: float
     udp: bool = False
+    transport: str = ""
 
 
 class Carrier(Protocol):

@@ -29,8 +29,9 @@ class EngineReport:
     """What an engine knows now. Rates in Mbit/s, latency in ms, bytes are payload since the engine's start.
 
     `engine` is the kind in use, where it chooses among several, and `gateway` what carries. `families` are those that
-    can be reached, of "ipv4" and "ipv6", and `udp` whether datagrams are carried, be it to some destinations only.
-    While `up` is false, `error` names the class in `errors.py`, and `cause` and `remedy` say why.
+    can be reached, of "ipv4" and "ipv6", and `udp` whether datagrams are carried, be it to some destinations only;
+    `transport` is how packets travel, with an engine that sends packets. While `up` is false, `error` names the class
+    in `errors.py`, and `cause` and `remedy` say why.
     """
 
     up: bool
@@ -38,6 +39,7 @@ class EngineReport:
     gateway: str = ""
     families: tuple[str, ...] = ()
     udp: bool = False
+    transport: str = ""
     latency_ms: float | None = None
     up_mbps: float | None = None
     down_mbps: float | None = None

@@ -22,12 +22,13 @@ LAST_RETRY_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class Healthy:
-    """A carrier that answered: which, what it can reach, and how long its answer took, ms; and if it carries UDP."""
+    """A carrier that answered: which, what it can reach, how long its answer took, ms; see `Answer`."""
 
     carrier: Carrier
     families: tuple[str, ...]
     latency_ms: float
     udp: bool = False
+    transport: str = ""
 
 
 class HealthMonitor:
@@ -67,7 +68,7 @@ class HealthMonitor:
                 with Deadline(seconds):
                     answer = await carrier.probe()
                 seconds = self._timeout
-                self._changed(Healthy(carrier, answer.families, answer.latency_ms, answer.udp))
+                self._changed(Healthy(carrier, **vars(answer)))
                 self._pause = FIRST_RETRY_SECONDS
                 with contextlib.suppress(asyncio.TimeoutError), Deadline(self._interval):
                     await carrier.lost()

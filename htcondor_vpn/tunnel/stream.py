@@ -141,6 +141,7 @@ class StreamEngine:
                 gateway=first.carrier.name,
                 families=now.families,
                 udp=now.udp or self._routes.udp,
+                transport=first.transport,
                 latency_ms=first.latency_ms,
                 up_mbps=up_mbps,
                 down_mbps=down_mbps,

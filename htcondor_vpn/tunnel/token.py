@@ -54,9 +54,9 @@ class TokenFile:
         return status.st_ino, status.st_mtime_ns, status.st_size
 
 
-def check_private_key(path: Path) -> None:
-    """Raises `TokenUnusable` unless its owner alone can read the private key in `path`."""
-    _read_secret(path, "private key", "HTCONDOR_VPN_KEY_FILE")
+def check_private_key(path: Path, knob: str = "HTCONDOR_VPN_KEY_FILE") -> None:
+    """Raises `TokenUnusable` unless its owner alone can read the private key in `path`, which `knob` names."""
+    _read_secret(path, "private key", knob)
 
 
 def read_credentials(path: Path | None, knob: str) -> tuple[str, str] | None:

@@ -144,6 +144,11 @@ class TunNamespace:
         """Whether there are connections that were opened from here."""
         return any(connection.fileno() >= 0 for connection in self._connections)
 
+    @property
+    def gone(self) -> bool:
+        """Whether its process has ended: it makes nothing new."""
+        return self._lost.done()
+
     async def lost(self) -> None:
         """Returns when the namespace's process is gone: no more sockets come from here."""
         await asyncio.shield(self._lost)

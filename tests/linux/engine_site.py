@@ -7,6 +7,7 @@ from htcondor_vpn.testbed.gateway import SiteGateway, vpn_command
 from htcondor_vpn.testbed.host import NETNS_FOLDER
 from htcondor_vpn.testbed.proxies import Dante, LoginNode, Squid
 from htcondor_vpn.testbed.site import DMZ
+from htcondor_vpn.testbed.vpn_servers import Ocserv
 from htcondor_vpn.testbed.wireguard_prefix import wireguard_go
 from htcondor_vpn.testbed.wireguard_server import WireguardServer
 
@@ -16,10 +17,10 @@ NAME_SERVERS = f"{plan.WORLD['dns'].v4} {plan.WORLD['dns'].v6}"
 class Used:
     """A site's server that a pilot goes through: `server` may be stopped and started, `knobs` are the pilot's."""
 
-    def __init__(self, server, knobs, protocol="tcp"):
+    def __init__(self, server, knobs, *protocols):
         self.server, self.knobs = server, knobs
         host, port = server.endpoint.rsplit(":", 1)
-        self.allowed = [(plan.DMZ_INSIDE.v4, f"{port}/{protocol}")]
+        self.allowed = [(plan.DMZ_INSIDE.v4, f"{port}/{protocol}") for protocol in protocols or ["tcp"]]
 
     def run_argv(self, command, *options):
         return vpn_command("run", *sets(self.knobs), *options, "--", *command)
@@ -40,7 +41,7 @@ def pilots_processes(site):
 def _network_of(pid):
     try:
         return os.stat(f"/proc/{pid}/ns/net").st_ino
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return None  # it has just ended
 
 
@@ -64,6 +65,9 @@ def use(kind, site, folder, exits):
     if kind == "wireguard":
         server = exits.enter_context(WireguardServer(site, folder / "wireguard"))
         return Used(server, by_wireguard(server.config), "udp")
+    if kind.startswith("openconnect"):
+        ocserv = exits.enter_context(Ocserv(site.dmz, folder / "ocserv", certificate="certificate" in kind))
+        return Used(ocserv, by_openconnect(ocserv, DTLS="off" if "TLS" in kind.split() else "on"), "tcp", "udp")
     assert kind == "stream by a proxy"
     squid = exits.enter_context(Squid(site.dmz, folder / "squid", password=True))
     gateway = exits.enter_context(SiteGateway(site.dmz, folder / "gateway"))
@@ -73,6 +77,15 @@ def use(kind, site, folder, exits):
 def by_wireguard(*configs):
     files = " ".join(map(str, configs))
     return {"ENGINE": "wireguard", "WIREGUARD_CONFIG_FILES": files, "WIREGUARD_GO": wireguard_go()}
+
+
+def by_openconnect(ocserv, **more):
+    knobs = {"SERVERS": ocserv.endpoint, "CREDENTIALS_FILE": ocserv.credentials, **more}
+    if ocserv.certificate:
+        del knobs["CREDENTIALS_FILE"]
+        knobs.update(CERTIFICATE_FILE=ocserv.client_certificate, KEY_FILE=ocserv.client_key)
+    named = {f"OPENCONNECT_{name}": value for name, value in knobs.items()}
+    return {"ENGINE": "openconnect", "GATEWAY_PIN": ocserv.pin, **named}
 
 
 def trusting(gateway):

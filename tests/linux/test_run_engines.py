@@ -15,7 +15,10 @@ from htcondor_vpn.testbed.capture import Capture
 from htcondor_vpn.testbed.settling import ip
 from htcondor_vpn.testbed.site import NODE
 
-KINDS = ["proxy", "socks5", "ssh", "ssh by a hop", "stream by a proxy", "wireguard"]
+KINDS = [
+    "proxy", "socks5", "ssh", "ssh by a hop", "stream by a proxy", "wireguard", "openconnect",
+    "openconnect over TLS by a certificate",
+]  # fmt: skip
 CLIENT = Path(__file__).with_name("engine_client.py")
 
 
@@ -59,7 +62,7 @@ def test_half_close(used, seen, family):
 @pytest.mark.parametrize("family", ["v4", "v6"])
 def test_reset(used, seen, family):
     count, how = seen[family]["reset"]
-    if used.knobs.get("ENGINE", "stream") in ("stream", "wireguard"):
+    if used.knobs.get("ENGINE", "stream") in ("stream", "wireguard", "openconnect"):
         assert how == "ECONNRESET"
     else:  # none of these programs passes a reset on
         assert how == "end"

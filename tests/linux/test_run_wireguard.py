@@ -5,25 +5,22 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from engine_site import Used, by_wireguard, pilots_processes, sets, trusting
 from shell_pilot import ShellPilot, children, fetch, wait_until
+from vpn_faults import ECHO, HERE, HeldFlow, cmdline, parent, udp_is_blocked
 
 from htcondor_vpn.testbed import plan
 from htcondor_vpn.testbed.capture import Capture
 from htcondor_vpn.testbed.gateway import SiteGateway, vpn_command
-from htcondor_vpn.testbed.logs import wait_for_log
 from htcondor_vpn.testbed.services.oddities import ECHO_PORT
 from htcondor_vpn.testbed.settling import ip
 from htcondor_vpn.testbed.site import NODE, SITE_LINK
 from htcondor_vpn.testbed.wireguard_prefix import wireguard_go
 from htcondor_vpn.testbed.wireguard_server import WireguardServer
-
-HERE = Path(__file__).parent
-ECHO = plan.WORLD["http"]
 
 
 @pytest.fixture(scope="module")
@@ -44,22 +41,6 @@ def pilot(site, used, tmp_path):
     pilot.kill()
 
 
-class HeldFlow:
-    """A connection inside that outlives what the test does: `held_flow.py`, with its input and output in `folder`."""
-
-    def __init__(self, pilot, folder):
-        self.pilot, self.said, self.told = pilot, folder / "said", folder / "told"
-        self.said.touch()
-        os.mkfifo(self.told)
-        command = f"{sys.executable} {HERE}/held_flow.py {ECHO.v4} {ECHO_PORT}"
-        pilot.ask(f"{command} < {self.told} > {self.said} & exec 9> {self.told}")
-        wait_for_log(self.said, b"^open$", pilot.process, timeout_seconds=30)
-
-    def end(self):
-        self.pilot.ask("echo go >&9")
-        return wait_for_log(self.said, b"^open\n(.*)\n", self.pilot.process, timeout_seconds=60)[1].decode()
-
-
 def wireguard_process(pilot):
     """The wireguard-go of a pilot: below its engine, and the process of the namespace."""
 
@@ -72,27 +53,6 @@ def wireguard_process(pilot):
         return None
 
     return wait_until(find)
-
-
-def cmdline(pid):
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except FileNotFoundError:
-        return b""
-
-
-def parent(pid):
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
-@contextmanager
-def udp_is_blocked(site):
-    rules = "table inet block { chain out { type filter hook output priority 0; meta l4proto udp drop; }; }\n"
-    site.node.run(["nft", "-f", "-"], stdin=rules, as_root=True, check=True)
-    try:
-        yield
-    finally:
-        site.node.run(["nft", "delete", "table", "inet", "block"], as_root=True, check=True)
 
 
 @pytest.mark.parametrize("address", ECHO)
