@@ -229,6 +229,10 @@ KNOBS: tuple[Knob, ...] = (
     _knob("GATEWAY_HANDSHAKES_PER_SECOND", "number", "", "100", is_a.quantity({"": 1.0}, 1, 1e6),
           """Gateway: how many TLS handshakes a second one source address may begin without authenticating afterwards,
           likewise; the others wait."""),
+    _knob("GATEWAY_LEDGER_KEEP", "time", "s", "90d", is_a.quantity(is_a.SECONDS, 60, 36500 * 86400, zero=True),
+          "Gateway: how long the ledger keeps each flow; sums by pilot are kept for ever. 0 is no ledger."),
+    _knob("GATEWAY_LEDGER_FLOWS", "whole number", "", "1000000", is_a.integer(0, 1_000_000_000),
+          """Gateway: how many flows the ledger keeps at most (a million are about 150 MB). 0 is no ledger."""),
     _knob("GATEWAY_GRACE_PERIOD", "time", "s", "30", is_a.quantity(is_a.SECONDS, 0, 86400),
           "Gateway: how long flows may go on after it was told to end."),
 )  # fmt: skip

@@ -1,11 +1,13 @@
-"""`htcondor-vpn gateway status`, `drain` and `restart`: asks a running gateway, and tells it what to do."""
+"""`htcondor-vpn gateway status`, `ledger`, `drain` and `restart`: asks a running gateway, and tells it what to do."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import time
 from collections.abc import Callable
+from datetime import datetime, timezone
 from typing import Any
 
 from htcondor_vpn import knob_values
@@ -30,7 +32,13 @@ def add_verbs(
     drain.set_defaults(act=_drain)
     restart = verbs.add_parser("restart", help="take over new code, settings and certificate without losing a flow")
     restart.set_defaults(act=_restart)
-    for verb in (status, drain, restart):
+    ledger = verbs.add_parser("ledger", help="sum up what pilots carried")
+    ledger.add_argument("--since", metavar="TIME", help="flows begun since then: 7d (ago), or 2026-11-20 (UTC)")
+    ledger.add_argument("--pilot", metavar="NAME", default="", help="of this pilot only")
+    ledger.add_argument("--by", choices=("pilot", "destination", "outcome"), default="pilot", help="default: pilot")
+    ledger.add_argument("--json", action="store_true", help="as JSON")
+    ledger.set_defaults(act=_ledger)
+    for verb in (status, drain, restart, ledger):
         add_common(verb, argparse.SUPPRESS)
 
 
@@ -58,6 +66,9 @@ def _status(args: argparse.Namespace, settings: Settings) -> int:
             f"worker {worker['pid']}: {worker['flows']} flows, load {worker['load']:.2f}, "
             f"{_size(worker['memory_bytes'])}{last}"
         )
+    ledger = status["ledger"]
+    if ledger is not None and (ledger["error"] or ledger["lost"]):
+        say(f"ledger: {ledger['waiting']} records wait, {ledger['lost']} were lost {ledger['error']}".rstrip())
     rows = [
         (name, str(count["flows"]), f"{count['up_mbps']:.1f}", f"{count['down_mbps']:.1f}",
          _size(count["bytes_up"]), _size(count["bytes_down"]))
@@ -104,6 +115,34 @@ def _restart(_args: argparse.Namespace, settings: Settings) -> int:
         time.sleep(0.05)
     say(f"version {after['version']} serves; {sum(worker['flows'] for worker in after['workers'])} flows go on")
     return 0
+
+
+def _ledger(args: argparse.Namespace, settings: Settings) -> int:
+    from htcondor_vpn.gateway.ledger import sums
+
+    rows = sums(settings.gateway_dir, args.by, _since(args.since), args.pilot)
+    if args.json:
+        say(json.dumps(rows, indent=2))
+        return 0
+    heads = {"flows": "FLOWS", "bytes_up": "SENT", "bytes_down": "RECEIVED"}
+    names = ["pilot", "destination"] if args.by == "destination" else [args.by]
+    table = [(*(name.upper() for name in names), *heads.values())]
+    for row in rows:
+        sizes = _size(row["bytes_up"]), _size(row["bytes_down"])
+        table.append((*(row[name] or "(running)" for name in names), str(row["flows"]), *sizes))
+    print_table(table)
+    return 0
+
+
+def _since(text: str | None) -> float:
+    if text is None:
+        return 0.0
+    with contextlib.suppress(ValueError):
+        return time.time() - float(knob_values.quantity(knob_values.SECONDS, 0, 36500 * 86400)(text))
+    try:
+        return datetime.fromisoformat(text).replace(tzinfo=timezone.utc).timestamp()
+    except ValueError:
+        raise UsageError(f"--since {text} is no time", "write it as 12h, 7d, or 2026-11-20") from None
 
 
 def _duration(seconds: float) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 from htcondor_vpn.errors import LimitReached, VpnError, by_name
 from htcondor_vpn.gateway.control import Answer, ControlSocket, reply
 from htcondor_vpn.gateway.inheritance import Heir, Inheritance, execute_anew, start_check
+from htcondor_vpn.gateway.ledger_link import LedgerLink
 from htcondor_vpn.gateway.seats import COLUMNS
 from htcondor_vpn.gateway.tally import Tally
 from htcondor_vpn.gateway.worker import Equipment, work
@@ -85,6 +86,9 @@ class Parent:
         self._generation = 1 if inheritance is None else inheritance.generation + 1
         self._started = time.time() if inheritance is None else inheritance.started
         self._loop, self._tally = Loop(), Tally()
+        settings = equipment.settings
+        bounds = settings.gateway_ledger_keep, settings.gateway_ledger_flows
+        self._ledger = LedgerLink(self._loop, settings.gateway_dir, *bounds)
         self._workers: list[_Worker] = []
         self._failure: VpnError | None = None
         self._stopping = self._draining = self._running = False
@@ -115,6 +119,7 @@ class Parent:
         self._tick()
         self._loop.run_until(lambda: not self._workers and self._ending)
         control.close()
+        self._ledger.close()
 
     # Workers
 
@@ -169,6 +174,8 @@ class Parent:
             worker.heard(message)
         if "sums" in message:
             self._tally.add(worker.child.pid, message["sums"])
+        if "records" in message:
+            self._ledger.tell({"records": message["records"]})
         if "error" in message:
             error = by_name(message["error"], message["cause"], message["remedy"])
             if self._running:
@@ -183,6 +190,7 @@ class Parent:
         self._workers.remove(worker)
         self._equipment.seats.clear(worker.column)
         self._tally.gone(worker.child.pid)
+        self._ledger.tell({"gone": worker.instance})
         if worker.retired or self._ending:
             return
         code = os.waitstatus_to_exitcode(status)
@@ -283,6 +291,7 @@ class Parent:
             return
         if self._ending:
             return
+        self._ledger.close()  # the new program has a writer of its own
         try:
             execute_anew(
                 Inheritance(
@@ -295,6 +304,7 @@ class Parent:
             self._stay(channel, error.strerror or str(error))
 
     def _stay(self, channel: Channel | None, why: str) -> None:
+        self._ledger.reopen()
         log.error("it goes on as it was, for a new program would not start: %s", why)
         if channel is not None:
             reply(channel, {"error": why})
@@ -311,6 +321,7 @@ class Parent:
             "load": round(max(self._load(), self._equipment.seats.total() / limits.connections), 3),
             "connections": self._equipment.seats.total(),
             "limits": {"connections": limits.connections, "connections_per_token": limits.connections_per_token},
+            "ledger": self._ledger.state,
             **total, "flows": self._flows(),
             "workers": [
                 {"pid": worker.child.pid, "flows": worker.flows, "load": round(worker.load, 3),

@@ -30,8 +30,17 @@ class Gateway(SiteGateway):
         return json.loads(self.operate("status", "--json").stdout)
 
     def workers(self):
+        return [worker["pid"] for worker in self.status()["workers"]]
+
+    def children(self):
+        """The workers, and the ledger's process."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         return [int(pid) for pid in children]
+
+    def ledger(self, by="outcome"):
+        done = self.operate("ledger", "--by", by, "--json", check=False)
+        assert done.returncode == 0 or "cannot be read" in done.stderr  # it is being made
+        return json.loads(done.stdout or "[]")
 
 
 @pytest.fixture
@@ -204,11 +213,45 @@ def test_a_drain_with_a_timeout_ends_by_then(site, start):
     assert gateway.process.wait(PATIENCE_SECONDS) == 0
 
 
-def test_a_killed_gateway_leaves_no_worker(site, start):
-    gateway, _ = start()
-    workers = gateway.workers()
-    gateway.stop()
-    run(until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers)))
+def test_a_killed_gateway_leaves_no_process_and_a_ledger(site, start):
+    gateway, client = start()
+    children = gateway.children()
+    assert len(children) == 3
+
+    async def body():
+        async with echo_server(site):
+            ended, running = await client.flow(), await client.flow()
+            await echoes(ended, b"x" * 1000)
+            await ended.close()
+            await echoes(running, b"x" * 2000)
+            told = {("closed", 1000), ("", 2000)}
+            await until(lambda: {(row["outcome"], row["bytes_up"]) for row in gateway.ledger()} == told)
+            gateway.stop()
+            await until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in children))
+        gateway.start()
+        told = {("closed", 1000), ("gateway_lost", 2000)}
+        await until(lambda: {(row["outcome"], row["bytes_up"]) for row in gateway.ledger()} == told)
+
+    run(body())
+    assert [row["flows"] for row in gateway.ledger("pilot")] == [2]
+    assert "203.0.113.20:7007/tcp" in gateway.operate("ledger", "--by", "destination", "--since", "1h").stdout
+
+
+def test_a_killed_ledger_is_written_on(site, start):
+    gateway, client = start()
+    (writer,) = set(gateway.children()) - set(gateway.workers())
+    os.kill(writer, signal.SIGKILL)
+
+    async def body():
+        async with echo_server(site):
+            stream = await client.flow()
+            await echoes(stream)
+            await stream.close()
+            await until(lambda: [(row["outcome"], row["bytes_up"]) for row in gateway.ledger()] == [("closed", 1000)])
+
+    run(body())
+    assert writer not in gateway.children()
+    assert gateway.status()["ledger"] == {"waiting": 0, "lost": 0, "error": ""}
 
 
 def test_the_pilots_are_shown(site, start):
