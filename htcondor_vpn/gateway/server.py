@@ -159,11 +159,12 @@ class Gateway:
 
     async def _end_sessions(self) -> None:
         """Lets the sessions end: first by themselves, then not."""
+        leaving = self._leaving.is_set()
         for session in list(self._tasks.values()):
-            session.finish()
+            session.finish(hear_first=leaving)
         # No others come: nobody accepts any more.
         ended: asyncio.Future[Any] = asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._leaving.is_set():
+        if leaving:
             await _first(ended, self._stop)
         await _first(ended, self._kill, self._services.limits.grace_seconds)
         if self._tasks:

@@ -63,7 +63,7 @@ class Session:
         self._first_head_until: float | None = None
         self._task: asyncio.Task[None] | None = None
         self._waiting = False
-        self._finishing = False
+        self._finishing = self._finish_after_first = False
         self._cut_reason = ""
 
     def cut(self, reason: str) -> None:
@@ -77,15 +77,22 @@ class Session:
         self._sock.close()
         self._visit.end()
 
-    def finish(self) -> None:
-        """Lets the session end what it is at, and nothing more."""
+    def finish(self, *, hear_first: bool = False) -> None:
+        """Lets the session end what it is at, and nothing more; with `hear_first` its first request, if it is to come.
+
+        A peer that has just connected is about to ask, and would lose a flow; one that has asked before knows that an
+        idle connection may end.
+        """
+        if hear_first and self._first_head_until is not None:
+            self._finish_after_first = True
+            return
         self._finishing = True
         if self._waiting and self._task is not None:
             self._task.cancel()
 
     def leave_if_idle(self) -> None:
         """Ends the session if it waits for a request, so that the pilot comes again and learns how things stand."""
-        if self._waiting:
+        if self._waiting and self._first_head_until is None:
             self.finish()
 
     async def run(self) -> None:
@@ -152,12 +159,14 @@ class Session:
         """Waits for a request; raises asyncio.TimeoutError if it does not come, or not whole, in time."""
         if self._finishing:
             return None
-        until, self._first_head_until = self._first_head_until, None
         self._waiting = True
         try:
-            if until is not None:
-                with Deadline(until - time.monotonic()):
-                    return await exchange.head()
+            if self._first_head_until is not None:
+                with Deadline(self._first_head_until - time.monotonic()):
+                    head = await exchange.head()
+                self._first_head_until = None
+                self._finishing = self._finishing or self._finish_after_first
+                return head
             with Deadline(self._services.limits.idle_seconds):
                 await exchange.arrived()
         except asyncio.CancelledError:
