@@ -92,7 +92,7 @@ def _parse(entry: str, engine: is_a.Parser) -> RouteRule:
     first, *words = entry.split()
     network, ports = _network(first), _ALL_PORTS
     if words[:1] == ["port"]:
-        ports, words = _ports(words[1:2]), words[2:]
+        ports, words = parse_ports(words[1:2]), words[2:]
     way, target = words[0] if words else "", words[1:]
     if way in (TUNNEL, DIRECT, REJECT) and not target:
         if way == DIRECT:
@@ -113,7 +113,8 @@ def _network(text: str) -> Network:
     return network
 
 
-def _ports(words: Sequence[str]) -> tuple[int, int]:
+def parse_ports(words: Sequence[str]) -> tuple[int, int]:
+    """Returns the first and the last of the ports N or N-M, given as one word; raises ValueError."""
     match = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", " ".join(words), re.ASCII)
     ports = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not 1 <= ports[0] <= ports[1] <= 65535:

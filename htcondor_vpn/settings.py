@@ -15,6 +15,7 @@ from typing import Any
 
 from htcondor_vpn import knob_values as is_a
 from htcondor_vpn.config_file import Macros, Origin, printable
+from htcondor_vpn.denied_destinations import denied_destinations
 from htcondor_vpn.errors import ConfigError, VpnError
 from htcondor_vpn.route_rules import route_rules
 
@@ -186,6 +187,9 @@ KNOBS: tuple[Knob, ...] = (
     _knob("GATEWAY_ALLOW", "list of networks", "", "", is_a.list_of(is_a.network),
           """Gateway: networks that pilots may reach although they are private (RFC 1918, RFC 6598, RFC 4193) or hold
           addresses of the gateway itself. Loopback and link-local destinations are always refused."""),
+    _knob("GATEWAY_DENY", "list of NETWORK [port N[-M]]", "", "", denied_destinations,
+          """Gateway: destinations that pilots may not reach, separated by commas. A denied network may have holes, of
+          networks in GATEWAY_ALLOW that are as narrow or narrower; denied ports have none."""),
     _knob("GATEWAY_NAMES", "list of names", "", "", is_a.list_of(is_a.host),
           """Gateway: the host names and addresses in the certificate that it makes for itself at its first start.
           Default: the host's name, and the addresses where it listens."""),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from htcondor_vpn import knob_values
-from htcondor_vpn.cli import gateway_deny, gateway_operation
+from htcondor_vpn.cli import gateway_check, gateway_deny, gateway_operation
 from htcondor_vpn.cli.output import date, print_table, say
 from htcondor_vpn.config_sources import config_files
 from htcondor_vpn.errors import ProgramMissing, UsageError
@@ -26,6 +26,7 @@ _KNOBS = {
     "dir": "GATEWAY_DIR",
     "listen": "GATEWAY_LISTEN",
     "allow": "GATEWAY_ALLOW",
+    "deny": "GATEWAY_DENY",
     "name": "GATEWAY_NAMES",
     "cert": "GATEWAY_CERTIFICATE_FILE",
     "key": "GATEWAY_KEY_FILE",
@@ -42,6 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pin = verbs.add_parser("pin", help="print the pin by which pilots know this gateway")
     _add_run_options(pin, default=argparse.SUPPRESS)
     pin.set_defaults(act=_pin)
+    check = verbs.add_parser("check", help="tell whether pilots may reach a destination, and by which rule")
+    check.add_argument("destination", metavar="HOST:PORT", nargs="+")
+    _add_run_options(check, default=argparse.SUPPRESS)
+    check.set_defaults(act=gateway_check.check)
     _add_token_verbs(verbs)
     deny = verbs.add_parser("deny", help="refuse pilots whose credentials others have issued")
     gateway_deny.add_verbs(deny, _add_common_options)
@@ -72,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     for option, knob in _KNOBS.items():
         value = getattr(args, option)
         if value is not None:
-            overrides[PREFIX + knob] = value if isinstance(value, str) else " ".join(value)
+            overrides[PREFIX + knob] = value if isinstance(value, str) else ", ".join(value)
     sources = config_files([args.config] if args.config else [], os.environ)
     settings = Settings.load(sources.files, os.environ, overrides)
     try:
@@ -98,6 +103,10 @@ def _add_run_options(parser: argparse.ArgumentParser, default: object) -> None:
     parser.add_argument(
         "--allow", metavar="NETWORK", action="append", default=default,
         help="a private network that pilots may reach; may be given more than once",
+    )  # fmt: skip
+    parser.add_argument(
+        "--deny", metavar="'NETWORK [port N[-M]]'", action="append", default=default,
+        help="a destination that pilots may not reach; may be given more than once",
     )  # fmt: skip
     parser.add_argument(
         "--name", metavar="HOST", action="append", default=default,

@@ -47,7 +47,7 @@ class Connector:
             with Deadline(self._timeout_seconds):
                 addresses = [host] if not isinstance(host, str) else await self._names.lookup(host)
                 resolved = True
-                return await dial([_endpoint(address, port) for address in self._judged(addresses)])
+                return await dial([_endpoint(address, port) for address in self._judged(addresses, port)])
         except asyncio.TimeoutError:
             error = "connection_timeout" if resolved else "dns_timeout"
             raise Unreachable(504, error, f"no answer within {self._timeout_seconds:g} s") from None
@@ -56,11 +56,11 @@ class Connector:
         except OSError as error:
             raise Unreachable.by(error) from error
 
-    def _judged(self, addresses: list[Address]) -> list[Address]:
+    def _judged(self, addresses: list[Address], port: int) -> list[Address]:
         reasons = []
         allowed = []
         for address in interleaved(addresses):
-            reason = self._policy.refusal(address)
+            reason = self._policy.refusal(address, port)
             if reason is None:
                 allowed.append(address)
             else:

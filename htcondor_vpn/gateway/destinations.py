@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_network
 from typing import Protocol
 
+from htcondor_vpn.denied_destinations import DeniedDestination
 from htcondor_vpn.linux.routes import is_own
 from htcondor_vpn.special_addresses import NEVER, Address, Network, embedded, unmapped
 
@@ -34,24 +35,51 @@ _GLOBAL_V6 = IPv6Network("2000::/3")
 class Policy(Protocol):
     """Judges destinations."""
 
-    def refusal(self, address: Address) -> str | None:
-        """Returns why `address` must not be reached, or None if it may be."""
+    def refusal(self, address: Address, port: int) -> str | None:
+        """Returns why `port` of `address` must not be reached, or None if it may be. Port 0 stands for no port."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a destination may be reached, and which rule says so, for people."""
+
+    allowed: bool
+    rule: str
 
 
 @dataclass(frozen=True)
 class PublicPolicy:
-    """Lets pilots reach public addresses that are not the gateway's own, and what `allow` adds to them.
+    """Lets pilots reach public addresses that are not the gateway's own; `allow` adds to them, `deny` takes from them.
 
-    `allow` opens private networks and addresses of the gateway's own; never loopback, link-local and the like.
+    The first of these that fits decides:
+
+    1. A denied port of a network is refused.
+    2. A denied network is refused, unless a network as narrow or narrower within it is allowed.
+    3. Loopback, link-local, multicast, broadcast and reserved addresses are refused, whatever is allowed.
+    4. Private networks, and
+    5. the gateway's own addresses are refused, unless they are allowed.
+    6. All else may be reached.
+
+    An IPv6 address that embeds an IPv4 address is refused if either of the two is.
     """
 
     allow: tuple[Network, ...] = ()
+    deny: tuple[DeniedDestination, ...] = ()
 
-    def refusal(self, address: Address) -> str | None:
-        return self.refusal_of_range(address) or self._refusal_of_own(address)
+    def refusal(self, address: Address, port: int) -> str | None:
+        verdict = self.judge(address, port)
+        return None if verdict.allowed else verdict.rule
+
+    def judge(self, address: Address, port: int) -> Verdict:
+        """Returns what is decided about a destination, and by which rule."""
+        refusal = self._denial(address, port) or self.refusal_of_range(address) or self._refusal_of_own(address)
+        if refusal:
+            return Verdict(False, refusal)
+        allowed = self._allowed(address)
+        return Verdict(True, f"allowed by {allowed}" if allowed else "public")
 
     def refusal_of_range(self, address: Address) -> str | None:
-        """Judges by the address alone, without asking whose it is."""
+        """Judges by the address alone, without asking whose it is, and by no denial."""
         inner = list(embedded(address))
         if inner:
             return next(filter(None, map(self.refusal_of_range, inner)), None)
@@ -64,14 +92,26 @@ class PublicPolicy:
             return "reserved"
         return None
 
+    def _denial(self, address: Address, port: int) -> str | None:
+        for each in (address, *embedded(address)):
+            allowed = self._allowed(each)
+            for denied in self.deny:
+                if denied.covers(each, port) and not (
+                    denied.ports is None and allowed and allowed.prefixlen >= denied.network.prefixlen
+                ):
+                    return f"denied by {denied}"
+        return None
+
     def _refusal_of_own(self, address: Address) -> str | None:
         for each in (address, *embedded(address)):
             if not self._allowed(each) and is_own(each):
                 return "the gateway's own"
         return None
 
-    def _allowed(self, address: Address) -> bool:
-        return any(address in network for network in self.allow)
+    def _allowed(self, address: Address) -> Network | None:
+        """Returns the narrowest allowed network that holds `address`."""
+        fitting = [network for network in self.allow if address in network]
+        return max(fitting, key=lambda network: network.prefixlen, default=None)
 
 
 def parse_target(target: str) -> tuple[Address | str, int]:

@@ -40,7 +40,7 @@ class Names:
                 found.set_result(outcome)
 
         def look_up() -> None:
-            outcome = _addresses_of(name)
+            outcome = addresses_of(name)
             try:
                 loop.call_soon_threadsafe(ended, outcome)
             except RuntimeError:
@@ -54,7 +54,8 @@ class Names:
         return await found
 
 
-def _addresses_of(name: str) -> list[Address] | OSError:
+def addresses_of(name: str) -> list[Address] | OSError:
+    """Returns the addresses of `name` as this host's name service has them, or why there are none; takes its time."""
     try:
         results = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except UnicodeError as error:  # a label of more than 63 characters

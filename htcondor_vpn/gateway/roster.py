@@ -29,8 +29,9 @@ class Limits:
 
     connections: int = 8000
     connections_per_token: int = 2000
-    strangers_per_address: int = 1000  # connections that have not authenticated, of one source address
-    handshakes_per_second: float = 100.0  # of one source address
+    strangers: int = 4000  # connections of one process that have not authenticated
+    strangers_per_address: int = 1000  # likewise, of one source address
+    handshakes_per_second: float = 100.0  # likewise
     head_seconds: float = 10.0  # handshake and first head together, and every later head
     idle_seconds: float = 90.0  # between two requests
     connect_seconds: float = 10.0  # to a pilot's destination, its name's look-up included

@@ -34,8 +34,6 @@ log = logging.getLogger(__name__)
 
 _OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _RETRY_SECONDS = 1.0
-#: Half of the connections may be unauthenticated, or so many.
-_FEWEST_STRANGERS = 128
 
 
 class Gateway:
@@ -64,9 +62,7 @@ class Gateway:
             roster.standing,
             Echoes(connector),
         )
-        self._strangers = Strangers(
-            limits.strangers_per_address, max(_FEWEST_STRANGERS, limits.connections // 2), limits.handshakes_per_second
-        )
+        self._strangers = Strangers(limits.strangers_per_address, limits.strangers, limits.handshakes_per_second)
         self._services = Services(context, limits, gatekeeper, roster, connector, resources)
         self._tasks: dict[asyncio.Task[None], Session] = {}
         self._stop, self._kill = asyncio.Event(), asyncio.Event()

@@ -19,6 +19,9 @@ from htcondor_vpn.gateway.seats import Seats
 from htcondor_vpn.gateway.worker import Equipment
 from htcondor_vpn.settings import Settings
 
+#: Half of the connections may be unauthenticated, or so many of each worker.
+_FEWEST_STRANGERS = 128
+
 
 def credentials(settings: Settings) -> Credentials:
     """Returns the gateway's credentials, which are made where there are none; raises `VpnError`."""
@@ -43,8 +46,10 @@ def run(settings: Settings, announce: Callable[[str], None]) -> None:
     found = credentials(settings)
     context = found.server_context(settings.gateway_client_ca_file)
     connections = raise_descriptor_limit(settings.gateway_connections)
+    workers = settings.gateway_workers or len(os.sched_getaffinity(0))
     limits = Limits(
         connections=connections,
+        strangers=max(_FEWEST_STRANGERS, connections // (2 * workers)),
         connections_per_token=min(connections, settings.gateway_connections_per_token),
         strangers_per_address=settings.gateway_unauthenticated_per_address,
         handshakes_per_second=settings.gateway_handshakes_per_second,
@@ -66,7 +71,7 @@ def run(settings: Settings, announce: Callable[[str], None]) -> None:
         announce("ready")
 
     equipment = Equipment(settings, context, limits, seats, listeners)
-    Parent(equipment, settings.gateway_workers or len(os.sched_getaffinity(0)), tell, former).run()
+    Parent(equipment, workers, tell, former).run()
 
 
 def _names(settings: Settings) -> list[str]:

@@ -55,7 +55,7 @@ async def _serve(equipment: Equipment, column: int, channel: Channel) -> None:
     settings = equipment.settings
     with gatekeeper(settings) as keeper:
         gateway = Gateway(
-            equipment.context, keeper, PublicPolicy(settings.gateway_allow), equipment.limits,
+            equipment.context, keeper, PublicPolicy(settings.gateway_allow, settings.gateway_deny), equipment.limits,
             seats=equipment.seats, column=column,
         )  # fmt: skip
         parent = _Parent(gateway, channel)

@@ -41,7 +41,7 @@ def pytest_pyfunc_call(pyfuncitem):
 class LoopbackOnly:
     """The far sides of tests are on loopback, which the real policy refuses; 127.0.0.9 stands for what is forbidden."""
 
-    def refusal(self, address):
+    def refusal(self, address, port):
         return None if address.is_loopback and str(address) != "127.0.0.9" else "not for tests"
 
 

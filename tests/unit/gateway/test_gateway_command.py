@@ -99,6 +99,25 @@ def test_tokens(command, tmp_path):
     assert (again.returncode, again.stderr.count("\n")) == (67, 1)
 
 
+def test_what_a_destination_is_judged_by(command):
+    asked = ["203.0.113.9:80", "127.0.0.1:22", "localhost:22", "[::ffff:10.0.0.1]:80", "10.20.0.5:80"]
+    knobs = ["--allow", "10.20.0.0/16", "--deny", "203.0.113.0/24 port 25", "--deny", "10.20.1.0/24"]
+    checked = command("check", *asked, *knobs)
+    rows = [line.split(maxsplit=3) for line in checked.stdout.splitlines()]
+    assert rows[:3] == [
+        ["DESTINATION", "ADDRESS", "VERDICT", "RULE"],
+        ["203.0.113.9:80", "203.0.113.9", "reached", "public"],
+        ["127.0.0.1:22", "127.0.0.1", "refused", "loopback"],
+    ]
+    assert ["[::ffff:10.0.0.1]:80", "10.0.0.1", "refused", "private"] in rows
+    assert rows[-1] == ["10.20.0.5:80", "10.20.0.5", "reached", "allowed by 10.20.0.0/16"]
+    assert checked.returncode == 1
+    assert command("check", "203.0.113.9:80").returncode == 0
+    assert command("check", "203.0.113.9:25", "--deny", "203.0.113.0/24 port 25").returncode == 1
+    assert command("check", "203.0.113.9").returncode == 64
+    assert command("check", "no-such-host.invalid:80").returncode == 68
+
+
 def test_denials(command):
     assert command("deny", "add", "jti:1234", "idtoken:pilot@pool").returncode == 0
     rows = [line.split()[0] for line in command("deny", "list").stdout.splitlines()]

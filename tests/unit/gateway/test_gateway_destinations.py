@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from htcondor_vpn.denied_destinations import denied_destinations
 from htcondor_vpn.gateway.destinations import PublicPolicy, interleaved, parse_target
 from htcondor_vpn.linux.netlink import NetlinkError
 from htcondor_vpn.linux.routes import is_own
@@ -47,7 +48,7 @@ def wrapped(address):
 def test_never(address):
     everything = PublicPolicy((ip_network("0.0.0.0/0"), ip_network("::/0")))
     assert everything.refusal_of_range(address)
-    assert POLICY.refusal(address)
+    assert POLICY.refusal(address, 80)
 
 
 @given(within(PRIVATE))
@@ -65,8 +66,8 @@ def test_public_documentation_and_benchmark_ranges(address):
 @given(within([n for n in NEVER + PRIVATE if ":" not in n]))
 def test_wrapping_does_not_help(address):
     for outer in wrapped(address):
-        assert POLICY.refusal(outer), outer
-        assert PublicPolicy((ip_network("::/0"),)).refusal(outer), outer
+        assert POLICY.refusal(outer, 80), outer
+        assert PublicPolicy((ip_network("::/0"),)).refusal(outer, 80), outer
 
 
 @given(within([n for n in PUBLIC if ":" not in n]))
@@ -92,16 +93,65 @@ def test_every_ipv4_address_is_judged_as_the_registries_say(address):
 
 @pytest.mark.parametrize("address", ["169.254.169.254", "::ffff:169.254.169.254", "fe80::1", "::127.0.0.1", "fd00::1"])
 def test_notable(address):
-    assert POLICY.refusal(ip_address(address))
+    assert POLICY.refusal(ip_address(address), 80)
 
 
 def test_the_gateways_own_addresses(monkeypatch):
     own = IPv4Address("203.0.113.7")
     monkeypatch.setattr("htcondor_vpn.gateway.destinations.is_own", lambda address: address == own)
-    assert POLICY.refusal(own) == "the gateway's own"
-    assert POLICY.refusal(IPv6Address("64:ff9b::203.0.113.7")) == "the gateway's own"
-    assert POLICY.refusal(IPv4Address("203.0.113.8")) is None
-    assert PublicPolicy((ip_network("203.0.113.0/24"),)).refusal(own) is None
+    assert POLICY.refusal(own, 80) == "the gateway's own"
+    assert POLICY.refusal(IPv6Address("64:ff9b::203.0.113.7"), 80) == "the gateway's own"
+    assert POLICY.refusal(IPv4Address("203.0.113.8"), 80) is None
+    assert PublicPolicy((ip_network("203.0.113.0/24"),)).refusal(own, 80) is None
+
+
+ALLOWING = (ip_network("10.1.0.0/16"), ip_network("198.51.100.0/24"))
+
+
+@pytest.mark.parametrize(
+    ("deny", "address", "port", "rule"),
+    [
+        ("203.0.113.0/24", "203.0.113.9", 80, "denied by 203.0.113.0/24"),
+        ("203.0.113.0/24", "203.0.114.9", 80, None),
+        ("203.0.113.0/24", "::ffff:203.0.113.9", 80, "denied by 203.0.113.0/24"),
+        ("203.0.113.0/24", "64:ff9b::203.0.113.9", 80, "denied by 203.0.113.0/24"),
+        ("203.0.113.0/24", "2002:cb00:7109::1", 80, "denied by 203.0.113.0/24"),
+        ("2001:db8::/32", "2001:db8::9", 80, "denied by 2001:db8::/32"),
+        # A denied network may have holes, as narrow or narrower than it is.
+        ("0.0.0.0/0", "198.51.100.7", 80, None),
+        ("198.51.100.0/24", "198.51.100.7", 80, None),
+        ("198.51.100.0/25", "198.51.100.7", 80, "denied by 198.51.100.0/25"),
+        ("0.0.0.0/0", "203.0.113.9", 80, "denied by 0.0.0.0/0"),
+        ("0.0.0.0/0", "127.0.0.1", 80, "denied by 0.0.0.0/0"),
+        # A denied port has none.
+        ("0.0.0.0/0 port 25", "198.51.100.7", 25, "denied by 0.0.0.0/0 port 25"),
+        ("0.0.0.0/0 port 25", "10.1.2.3", 25, "denied by 0.0.0.0/0 port 25"),
+        ("0.0.0.0/0 port 25", "203.0.113.9", 26, None),
+        ("0.0.0.0/0 port 6881-6999", "203.0.113.9", 6900, "denied by 0.0.0.0/0 port 6881-6999"),
+        ("0.0.0.0/0 port 6881-6999", "203.0.113.9", 7000, None),
+        ("0.0.0.0/0 port 25", "203.0.113.9", 0, None),
+        ("0.0.0.0/0 port 25", "10.2.0.1", 80, "private"),
+    ],
+)
+def test_what_is_denied(deny, address, port, rule):
+    assert PublicPolicy(ALLOWING, denied_destinations(deny)).refusal(ip_address(address), port) == rule
+
+
+@given(within(NEVER))
+def test_no_denial_opens_anything(address):
+    everything = (ip_network("0.0.0.0/0"), ip_network("::/0"))
+    for deny in ("198.51.100.0/24", "0.0.0.0/0", "::/0 port 1-65535"):
+        assert not PublicPolicy(everything, denied_destinations(deny)).judge(address, 80).allowed
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["x", "10.0.0.1/8", "10.0.0.0/8 port", "10.0.0.0/8 port 0", "10.0.0.0/8 port 9-1", "10.0.0.0/8 80", "port 25",
+     "10.0.0.0/8 port 1 2", "10.0.0.0/8, 10.0.0.0/8", "10.0.0.0/8 port 65536"],
+)  # fmt: skip
+def test_denials_that_are_none(text):
+    with pytest.raises(ValueError, match="entry"):
+        denied_destinations(text)
 
 
 def test_own_is_what_the_kernel_delivers_here():
@@ -120,7 +170,7 @@ def test_a_kernel_that_does_not_look_is_no_permission(monkeypatch):
 
     monkeypatch.setattr("htcondor_vpn.linux.netlink.Netlink.get", out_of_memory)
     with pytest.raises(OSError, match="no room"):
-        POLICY.refusal(IPv4Address("203.0.113.7"))
+        POLICY.refusal(IPv4Address("203.0.113.7"), 80)
 
 
 @pytest.mark.parametrize(
