@@ -240,7 +240,7 @@ async def test_forbidden_destinations_however_they_are_written(running, echo_por
 
 async def test_an_unroutable_destination(running):
     class Anywhere:
-        def refusal(self, address):
+        def refusal(self, address, port):
             return None
 
     async with running(policy=Anywhere(), connect_seconds=0.5) as gateway:
