@@ -305,7 +305,9 @@ class Supervisor:
     def _reap(self, child: Child) -> int:
         self._loop.forget(child.channel)
         self._loop.forget(child.pidfd)
-        return child.reap()
+        status = child.reap()
+        self._reap_orphans()  # what it left to us may have ended before it, when it stood in the way
+        return status
 
     def _must_have_started(self, name: str, status: int) -> None:
         if self._command is None:
