@@ -37,6 +37,10 @@ JOB_LINKS_V4 = IPv4Network("198.19.0.0/16")
 JOB_LINKS_V6 = IPv6Network("fd68:7463:6f6e:1::/64")
 MAX_JOBS = JOB_LINKS_V4.num_addresses // 2
 
+#: The pilots of a WireGuard gateway, in its own namespace: number n has the address n of each.
+WIREGUARD_V4 = IPv4Network("198.18.128.0/17")
+WIREGUARD_V6 = IPv6Network("fd68:7463:6f6e:2::/64")
+
 #: Interface names; the number of the job network follows. `JOB_LINK` is the broker's end of the veth.
 JOB_LINK = "htvj"
 JOB_UPLINK_SHAPER = "htvi"

@@ -178,8 +178,12 @@ KNOBS: tuple[Knob, ...] = (
     _knob("JOB_WRAPPER", "path", "", "", is_a.path,
           """The site's own USER_JOB_WRAPPER, for ours has taken its place: it is run inside the job's network, with the
           job's command as its arguments."""),
-    _knob("GATEWAY_KIND", "word", "", "stream", is_a.choice("stream"),
-          "Gateway: what `htcondor-vpn gateway` runs: `stream`, a gateway of ours for the engine `stream`."),
+    _knob("GATEWAY_KIND", "word", "", "stream", is_a.choice("stream", "wireguard"),
+          """Gateway: what `htcondor-vpn gateway` runs: `stream`, a gateway of ours for the engine `stream`;
+          `wireguard`, a WireGuard server for the engine of that name, and for every other client of WireGuard."""),
+    _knob("GATEWAY_WIREGUARD_ENDPOINT", "HOST:PORT", "", "", is_a.endpoint,
+          """Gateway: where pilots reach the WireGuard server, as it stands in the files that are made for them. It
+          listens at that UDP port of all its addresses. Default: the host's name, port 51820."""),
     _knob("GATEWAY_LISTEN", "list of HOST:PORT", "", "[::]:8443, 0.0.0.0:8443", is_a.list_of(is_a.listening),
           "Gateway: where it listens."),
     _knob("GATEWAY_DIR", "path", "", "~/.htcondor-vpn-gateway", is_a.path,

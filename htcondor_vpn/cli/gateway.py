@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from htcondor_vpn import knob_values
-from htcondor_vpn.cli import gateway_check, gateway_deny, gateway_operation
-from htcondor_vpn.cli.output import date, print_table, say
+from htcondor_vpn.cli import gateway_check, gateway_deny, gateway_operation, gateway_wireguard
+from htcondor_vpn.cli.output import date, print_secret, print_table, say
 from htcondor_vpn.config_sources import config_files
 from htcondor_vpn.errors import ProgramMissing, UsageError
 from htcondor_vpn.settings import PREFIX, Settings
@@ -51,6 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     deny = verbs.add_parser("deny", help="refuse pilots whose credentials others have issued")
     gateway_deny.add_verbs(deny, _add_common_options)
     gateway_operation.add_verbs(verbs, _add_common_options)
+    wireguard = verbs.add_parser("wireguard", help="manage the pilots of a WireGuard gateway")
+    gateway_wireguard.add_verbs(wireguard, _add_common_options)
 
 
 def _add_token_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -150,7 +152,7 @@ def _token_add(args: argparse.Namespace, settings: Settings) -> int:
         token = store.add(args.token_name, lifetime_seconds)
         try:
             if args.output is None:
-                _print_secret(token)
+                print_secret(f"{token}\n", "the token")
             else:
                 write_atomically(args.output, f"{token}\n".encode(), 0o600)
         except BaseException:
@@ -159,15 +161,6 @@ def _token_add(args: argparse.Namespace, settings: Settings) -> int:
     if args.output is not None:
         say(f"the token of {args.token_name} is in {args.output}")
     return 0
-
-
-def _print_secret(token: str) -> None:
-    """Prints what cannot be printed again; raises `UsageError` if nobody got it."""
-    try:
-        os.write(sys.stdout.fileno(), f"{token}\n".encode())
-    except OSError as error:
-        cause = f"the token could not be printed, and is none now: {error.strerror}"
-        raise UsageError(cause, "have it written by --output FILE") from error
 
 
 def _token_revoke(args: argparse.Namespace, settings: Settings) -> int:

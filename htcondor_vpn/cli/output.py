@@ -7,6 +7,8 @@ import sys
 import time
 from collections.abc import Sequence
 
+from htcondor_vpn.errors import UsageError
+
 
 def say(text: str) -> None:
     """Prints `text` and a line's end. Whoever has stopped reading (`… | head`) has seen enough: that is no error."""
@@ -18,6 +20,15 @@ def say(text: str) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
+
+
+def print_secret(text: str, what: str) -> None:
+    """Prints what cannot be printed again; raises `UsageError` if nobody got it."""
+    try:
+        os.write(sys.stdout.fileno(), text.encode())
+    except OSError as error:
+        cause = f"{what} could not be printed, and is none now: {error.strerror}"
+        raise UsageError(cause, "have it written by --output FILE") from error
 
 
 def plain(text: str) -> str:

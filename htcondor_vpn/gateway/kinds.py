@@ -7,8 +7,8 @@ from importlib import import_module
 
 from htcondor_vpn.settings import Settings
 
-#: In which module of this room each kind has its `run(settings, announce)`.
-MODULES = {"stream": "service"}
+#: The module in which each kind has its `run(settings, announce)`: in this room, or in one above it.
+MODULES = {"stream": "htcondor_vpn.gateway.service", "wireguard": "htcondor_vpn.packet_gateway.wireguard"}
 
 
 def run(settings: Settings, announce: Callable[[str], None]) -> None:
@@ -16,4 +16,4 @@ def run(settings: Settings, announce: Callable[[str], None]) -> None:
 
     `announce` gets a line for each thing that is worth telling, and `ready` at last.
     """
-    import_module(f"htcondor_vpn.gateway.{MODULES[settings.gateway_kind]}").run(settings, announce)
+    import_module(MODULES[settings.gateway_kind]).run(settings, announce)

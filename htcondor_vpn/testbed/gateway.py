@@ -10,8 +10,10 @@ from pathlib import Path
 from htcondor_vpn.testbed import plan
 from htcondor_vpn.testbed.host import Host
 from htcondor_vpn.testbed.logs import wait_for_log
+from htcondor_vpn.testbed.wireguard_prefix import wireguard_go
 
 PORT = 8443
+WIREGUARD_PORT = 51821
 _STOP_SECONDS = 10.0
 
 
@@ -72,3 +74,48 @@ class SiteGateway:
         """The argv of `htcondor-vpn run … -- command` for a pilot of this gateway; later `options` win."""
         told = ["--gateway", self.endpoints[0], "--pin-file", str(self.pin_file), "--token-file", str(self.token_file)]
         return vpn_command("run", *told, *options, "--", *command)
+
+
+class SiteWireguardGateway:
+    """A WireGuard gateway of ours on `host` as its ordinary user, with files in `folder`; a context manager, up inside.
+
+    `config` is what a pilot needs, `endpoint` where it listens.
+    """
+
+    def __init__(self, host: Host, folder: Path, port: int = WIREGUARD_PORT) -> None:
+        self.host, self.folder = host, folder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.log, self.config = folder / "gateway.log", folder / "pilot.conf"
+        self.endpoint = f"{plan.DMZ_INSIDE.v4}:{port}"
+        self._options = ["--dir", str(folder / "gateway"), "--config", str(folder / "gateway.conf")]
+        (folder / "gateway.conf").write_text(
+            f"HTCONDOR_VPN_GATEWAY_KIND = wireguard\nHTCONDOR_VPN_GATEWAY_WIREGUARD_ENDPOINT = {self.endpoint}\n"
+            f"HTCONDOR_VPN_WIREGUARD_GO = {wireguard_go()}\n"
+        )
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> SiteWireguardGateway:
+        self.pilots("add", "pilot", "-o", str(self.config))
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Starts it and returns when it listens; raises `LogTimeout` with what it said."""
+        self.log.touch()
+        start_bytes = self.log.stat().st_size
+        self.process = self.host.start(vpn_command("gateway", *self._options), log=self.log)
+        wait_for_log(self.log, b"^ready$", self.process, start_bytes=start_bytes)
+
+    def stop(self) -> None:
+        """Kills it, with whatever flows it has. May be repeated."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(_STOP_SECONDS)
+            self.process = None
+
+    def pilots(self, *words: str) -> str:
+        """Runs `htcondor-vpn gateway wireguard …` on this gateway's folder and returns what it prints."""
+        return self.host.run(vpn_command("gateway", *self._options, "wireguard", *words), check=True).stdout

@@ -11,13 +11,14 @@ import logging
 import ssl
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from ipaddress import ip_address
 
 from htcondor_vpn.addresses import may_send
 from htcondor_vpn.errors import VpnError
 from htcondor_vpn.linux.datagrams import DatagramSockets, Undelivered, Way, answer, receive, refuse
 from htcondor_vpn.tunnel.carrier import Address, FlowRefused
+from htcondor_vpn.tunnel.fair_share import SharedBy, by_link
 from htcondor_vpn.wire.datagrams import LOOK_SECONDS, DatagramPipe
 from htcondor_vpn.wire.relay import Traffic
 
@@ -51,14 +52,18 @@ Open = Callable[[Address, int], Awaitable[DatagramPipe]]
 
 
 class DatagramCarrier:
-    """Carries what arrives at the sockets it is told to `serve`. `traffic` counts UDP payload."""
+    """Carries what arrives at the sockets it is told to `serve`. `traffic` counts UDP payload.
 
-    def __init__(self, open: Open) -> None:
+    There are at most `most` associations in all, and of each of those that `shared_by` tells apart a part of them.
+    """
+
+    def __init__(self, open: Open, shared_by: SharedBy = by_link, most: int | None = None) -> None:
         self.traffic = Traffic()
         self._open = open
         self._served: list[DatagramSockets] = []
         self._associations: dict[Way, _Association] = {}
-        self._of_link: Counter[int] = Counter()
+        self._shared_by, self._most = shared_by, most or _MAX_ASSOCIATIONS
+        self._of_owner: Counter[Hashable] = Counter()
 
     @property
     def open(self) -> int:
@@ -97,21 +102,24 @@ class DatagramCarrier:
         if not may_send(way.source[0], way.interface):
             log.debug("from link %d comes the source %s, which is not its own", way.interface, way.source[0])
             return None
-        if not self._has_room(way.interface):
+        if not self._has_room(self._owner(way)):
             log.debug("no room for datagrams from %s port %d to %s port %d", *way.source, *way.destination)
             return None
         association = _Association(sockets, way, self._open, self.traffic)
         self._associations[way] = association
-        self._of_link[way.interface] += 1
+        self._of_owner[self._owner(way)] += 1
         association.task.add_done_callback(lambda task: self._done(way, task))
         return association
 
-    def _has_room(self, link: int) -> bool:
-        if self._of_link.get(link, 0) < _MAX_OF_ONE_LINK:
-            if len(self._associations) < _MAX_ASSOCIATIONS:
+    def _owner(self, way: Way) -> Hashable:
+        return self._shared_by(way.source[0], way.interface)
+
+    def _has_room(self, owner: Hashable) -> bool:
+        if self._of_owner.get(owner, 0) < _MAX_OF_ONE_LINK:
+            if len(self._associations) < self._most:
                 return True
-            ((link, _),) = self._of_link.most_common(1)
-        among = (each for way, each in self._associations.items() if way.interface == link)
+            ((owner, _),) = self._of_owner.most_common(1)
+        among = (each for way, each in self._associations.items() if self._owner(way) == owner)
         oldest = min(among, key=lambda association: association.last)
         if time.monotonic() - oldest.last < _YIELDS_SECONDS:
             return False
@@ -121,9 +129,10 @@ class DatagramCarrier:
 
     def _forget(self, way: Way) -> None:
         if self._associations.pop(way, None) is not None:
-            self._of_link[way.interface] -= 1
-            if not self._of_link[way.interface]:
-                del self._of_link[way.interface]
+            owner = self._owner(way)
+            self._of_owner[owner] -= 1
+            if not self._of_owner[owner]:
+                del self._of_owner[owner]
 
     def _done(self, way: Way, task: asyncio.Task[None]) -> None:
         association = self._associations.get(way)

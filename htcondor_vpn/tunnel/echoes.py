@@ -10,7 +10,7 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from ipaddress import ip_address
 
 from htcondor_vpn.addresses import ECHO_QUEUE, may_send
@@ -18,7 +18,7 @@ from htcondor_vpn.errors import VpnError
 from htcondor_vpn.linux.echoes import EchoRequest, parse_request, reply
 from htcondor_vpn.linux.nfqueue import WHOLE_BYTES, Packet, PacketQueue
 from htcondor_vpn.tunnel.carrier import Address, FlowRefused
-from htcondor_vpn.tunnel.fair_share import FairShare
+from htcondor_vpn.tunnel.fair_share import FairShare, SharedBy, by_link
 from htcondor_vpn.tunnel.refusals import refusal_of
 
 #: How many requests may be unanswered, shared fairly by the links; the rest is dropped.
@@ -33,10 +33,13 @@ Ask = Callable[[Address, bytes], Awaitable[bytes]]
 
 
 class EchoCarrier:
-    """Carries what the queue that it is told to `serve` shows."""
+    """Carries what the queue that it is told to `serve` shows.
 
-    def __init__(self, ask: Ask) -> None:
-        self._ask = ask
+    Those that `shared_by` tells apart share the room for it.
+    """
+
+    def __init__(self, ask: Ask, shared_by: SharedBy = by_link) -> None:
+        self._ask, self._shared_by = ask, shared_by
         self._share = FairShare(_MAX_UNANSWERED)
         self._queues: list[PacketQueue] = []
         self._answers: dict[int, socket.socket] = {}
@@ -76,16 +79,17 @@ class EchoCarrier:
             log.debug("a packet on link %d is dropped: %s", packet.interface, error)
             queue.drop(packet.number)
             return
-        if not may_send(request.source, packet.interface) or not self._share.take(packet.interface):
+        owner = self._shared_by(request.source, packet.interface)
+        if not may_send(request.source, packet.interface) or not self._share.take(owner):
             queue.drop(packet.number)
             return
         task = asyncio.ensure_future(self._carry(queue, packet, request))
         self._tasks.add(task)
-        task.add_done_callback(lambda task: self._over(task, packet.interface))
+        task.add_done_callback(lambda task: self._over(task, owner))
 
-    def _over(self, task: asyncio.Task[None], link: int) -> None:
+    def _over(self, task: asyncio.Task[None], owner: Hashable) -> None:
         self._tasks.discard(task)
-        self._share.release(link)
+        self._share.release(owner)
         if not task.cancelled() and task.exception() is not None:
             log.error("an echo request failed", exc_info=task.exception())
 

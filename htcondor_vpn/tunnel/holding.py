@@ -10,14 +10,14 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from ipaddress import ip_address
 
 from htcondor_vpn.addresses import HOLD_QUEUE, may_send
 from htcondor_vpn.errors import VpnError
 from htcondor_vpn.linux.nfqueue import Ends, PacketQueue, tcp_ends
 from htcondor_vpn.tunnel.carrier import Address, FlowRefused
-from htcondor_vpn.tunnel.fair_share import FairShare
+from htcondor_vpn.tunnel.fair_share import FairShare, SharedBy, by_link
 from htcondor_vpn.tunnel.refusals import refusal_of
 from htcondor_vpn.wire.stream import Stream
 
@@ -40,10 +40,13 @@ Open = Callable[[Address, int], Awaitable[Flow]]
 
 
 class Holder:
-    """Holds what the queue that it is told to `serve` shows."""
+    """Holds what the queue that it is told to `serve` shows.
 
-    def __init__(self, open_flow: Open) -> None:
-        self._open_flow = open_flow
+    Those that `shared_by` tells apart share the room for it.
+    """
+
+    def __init__(self, open_flow: Open, shared_by: SharedBy = by_link) -> None:
+        self._open_flow, self._shared_by = open_flow, shared_by
         self._queues: list[PacketQueue] = []
         self._held: dict[Ends, _Held] = {}
         self._share = FairShare(_MAX_HELD)
@@ -87,20 +90,21 @@ class Holder:
                 log.debug("a packet on link %d is dropped: %s", packet.interface, error)
                 queue.drop(packet.number)
                 continue
+            owner = self._shared_by(ends[0][0], packet.interface)
             if (held := self._held.get(ends)) is not None:
                 held.repeated(packet.number)
-            elif may_send(ends[0][0], packet.interface) and self._share.take(packet.interface):
-                self._begin(queue, packet.number, packet.interface, ends)
+            elif may_send(ends[0][0], packet.interface) and self._share.take(owner):
+                self._begin(queue, packet.number, owner, ends)
             else:  # the application's kernel sends it again, in a second and later
                 log.debug("no room on link %d for a connect to %s port %d", packet.interface, *ends[1])
                 queue.drop(packet.number)
 
-    def _begin(self, queue: PacketQueue, number: int, link: int, ends: Ends) -> None:
+    def _begin(self, queue: PacketQueue, number: int, owner: Hashable, ends: Ends) -> None:
         held = self._held[ends] = _Held(queue, number, ends, self._open_flow)
 
         def over(task: asyncio.Task[None]) -> None:
             del self._held[ends]
-            self._share.release(link)
+            self._share.release(owner)
             if not task.cancelled() and task.exception() is not None:
                 log.error("a connect failed", exc_info=task.exception())
 

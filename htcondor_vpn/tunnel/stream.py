@@ -24,6 +24,7 @@ from htcondor_vpn.tunnel.datagrams import DatagramCarrier
 from htcondor_vpn.tunnel.dns import DnsResponder
 from htcondor_vpn.tunnel.echoes import EchoCarrier
 from htcondor_vpn.tunnel.engine import EngineReport, InnerSockets
+from htcondor_vpn.tunnel.fair_share import SharedBy, by_link
 from htcondor_vpn.tunnel.gateways import Gateway
 from htcondor_vpn.tunnel.holding import Holder
 from htcondor_vpn.tunnel.ladder import Ladder
@@ -44,7 +45,8 @@ class StreamEngine:
     """See `Engine`. Uses the first of `pools` that works, but for what `routes` lead elsewhere.
 
     `private_names` are asked first, and answer None to what they do not know about. `rates_mbps` are (up, down) as
-    advertised; where one is 0 both are measured at start, if it is a gateway of ours.
+    advertised; where one is 0 both are measured at start, if it is a gateway of ours. Limits are shared by those that
+    `shared_by` tells apart, and there are at most `most_associations` of datagrams.
     """
 
     def __init__(
@@ -53,6 +55,8 @@ class StreamEngine:
         rates_mbps: tuple[float, float] = (0, 0),
         routes: Sequence[Route] = (),
         private_names: PrivateNames | None = None,
+        shared_by: SharedBy = by_link,
+        most_associations: int | None = None,
     ) -> None:
         self._ladder = Ladder(pools)
         self._routes = Routes(routes, self._ladder)
@@ -65,9 +69,9 @@ class StreamEngine:
         self._listeners: list[socket.socket] = []
         self._live: set[Traffic] = set()
         self._ended = Traffic()
-        self._datagrams = DatagramCarrier(self._routes.open_datagrams)
-        self._holder = Holder(self._routes.open_flow)
-        self._echoes = EchoCarrier(self._routes.echo)
+        self._datagrams = DatagramCarrier(self._routes.open_datagrams, shared_by, most_associations)
+        self._holder = Holder(self._routes.open_flow, shared_by)
+        self._echoes = EchoCarrier(self._routes.echo, shared_by)
 
     async def run(self, report: Callable[[EngineReport], None]) -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -124,6 +124,11 @@ class TunNamespace:
             self._connections.add(sock)
         return sock
 
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Those of the namespaces, which a process needs for `enter`."""
+        return tuple(self._namespaces)
+
     def enter(self) -> None:
         """Moves this process here, for `preexec_fn`: the program has all capabilities here, and dies with its parent.
 

@@ -8,35 +8,27 @@ or a silence, the namespace and its addresses stay: connections go on where they
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import functools
 import logging
-import os
-import select
-import signal
 import socket
 from collections.abc import Sequence
 from ipaddress import ip_address
 
 from htcondor_vpn.errors import GatewayNameError, GatewayUnreachable
-from htcondor_vpn.linux import seccomp
-from htcondor_vpn.linux.wireguard_go import Started
 from htcondor_vpn.tunnel.carrier import Answer
 from htcondor_vpn.tunnel.direct import DirectCarrier
 from htcondor_vpn.tunnel.server import host_port
 from htcondor_vpn.tunnel.tun_namespace import TunConfig, TunNamespace
 from htcondor_vpn.tunnel.wireguard_config import RemotePeer, WireguardConfig
+from htcondor_vpn.tunnel.wireguard_process import WireguardProcess
 from htcondor_vpn.wire.deadline import Deadline
-from htcondor_vpn.wire.wireguard import Device, Peer
+from htcondor_vpn.wire.wireguard import Peer
 
 #: How long the first answer may take: a handshake that is lost is repeated after 5 s (the protocol's Rekey-Timeout).
 START_SECONDS = 6.5
 #: And starting the program itself, on a busy node.
 _SET_UP_SECONDS = 16.0
 _ASK_SECONDS = 2.0
-_END_SECONDS = 2.0
 _LINK = "wg0"
-_WORDS_BYTES = 4096
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +66,7 @@ class WireguardTunnel:
         self.name = host_port(*config.peers[0].endpoint)
         self._config, self._program = config, program
         self._namespace: TunNamespace | None = None
-        self._running: _Running | None = None
+        self._running: WireguardProcess | None = None
         self._starting: asyncio.Future[None] | None = None
 
     async def open(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
@@ -105,7 +97,7 @@ class WireguardTunnel:
         namespace = self._namespace
         if namespace is None:
             namespace = self._namespace = await TunNamespace.make()
-        self._running = _Running(await namespace.start_wireguard_go(self._program, _LINK), self.name)
+        self._running = WireguardProcess(await namespace.start_wireguard_go(self._program, _LINK), self.name)
         try:
             await self._running.device.configure(self._config.private_key, peers, self._config.listen_port)
             await namespace.configure(_LINK, tun_config(self._config))
@@ -145,52 +137,6 @@ class WireguardTunnel:
         if self._namespace is not None and self._namespace.is_lost:
             self._namespace.close()
             self._namespace = None
-
-
-class _Running:
-    """A wireguard-go that was started, until its end."""
-
-    def __init__(self, started: Started, name: str) -> None:
-        self._started, self._name = started, name
-        self.device = Device(socket.socket(fileno=started.control))
-        loop = asyncio.get_running_loop()
-        self.ended: asyncio.Future[None] = loop.create_future()
-        loop.add_reader(started.process, self.over)
-        loop.add_reader(started.listener, self._asked)
-        loop.add_reader(started.log, self._said)
-
-    def _asked(self) -> None:
-        """Makes the sockets that it asks for: the node's."""
-        try:
-            seccomp.answer(self._started.listener, functools.partial(socket.socket, type=socket.SOCK_DGRAM))
-        except OSError as error:
-            log.warning("wireguard-go to %s gets no socket: %s", self._name, error)
-
-    def _said(self) -> None:
-        said = os.read(self._started.log, _WORDS_BYTES)
-        for line in said.decode(errors="replace").splitlines():
-            log.warning("wireguard-go to %s: %s", self._name, line.strip())
-        if not said:
-            asyncio.get_running_loop().remove_reader(self._started.log)
-
-    def over(self) -> None:
-        """Takes note of its end."""
-        if not self.ended.done():
-            asyncio.get_running_loop().remove_reader(self._started.process)
-            asyncio.get_running_loop().remove_reader(self._started.listener)
-            self.ended.set_result(None)
-
-    def end(self) -> None:
-        """Kills it, waits for that, and lets go of what belongs to it."""
-        loop = asyncio.get_running_loop()
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._started.process, signal.SIGKILL)
-        select.select([self._started.process], [], [], _END_SECONDS)
-        self.over()
-        loop.remove_reader(self._started.log)
-        self.device.close()
-        for descriptor in (self._started.process, self._started.listener, self._started.log):
-            os.close(descriptor)
 
 
 def tun_config(config: WireguardConfig) -> TunConfig:

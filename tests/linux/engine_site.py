@@ -3,7 +3,7 @@
 import os
 
 from htcondor_vpn.testbed import plan
-from htcondor_vpn.testbed.gateway import SiteGateway, vpn_command
+from htcondor_vpn.testbed.gateway import SiteGateway, SiteWireguardGateway, vpn_command
 from htcondor_vpn.testbed.host import NETNS_FOLDER
 from htcondor_vpn.testbed.proxies import Dante, LoginNode, Squid
 from htcondor_vpn.testbed.site import DMZ
@@ -65,6 +65,9 @@ def use(kind, site, folder, exits):
     if kind == "wireguard":
         server = exits.enter_context(WireguardServer(site, folder / "wireguard"))
         return Used(server, by_wireguard(server.config), "udp")
+    if kind == "wireguard by our gateway":
+        gateway = exits.enter_context(SiteWireguardGateway(site.dmz, folder / "gateway"))
+        return Used(gateway, by_wireguard(gateway.config), "udp")
     if kind.startswith("openconnect"):
         ocserv = exits.enter_context(Ocserv(site.dmz, folder / "ocserv", certificate="certificate" in kind))
         return Used(ocserv, by_openconnect(ocserv, DTLS="off" if "TLS" in kind.split() else "on"), "tcp", "udp")

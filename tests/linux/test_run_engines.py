@@ -16,8 +16,8 @@ from htcondor_vpn.testbed.settling import ip
 from htcondor_vpn.testbed.site import NODE
 
 KINDS = [
-    "proxy", "socks5", "ssh", "ssh by a hop", "stream by a proxy", "wireguard", "openconnect",
-    "openconnect over TLS by a certificate",
+    "proxy", "socks5", "ssh", "ssh by a hop", "stream by a proxy", "wireguard",
+    "wireguard by our gateway", "openconnect", "openconnect over TLS by a certificate",
 ]  # fmt: skip
 CLIENT = Path(__file__).with_name("engine_client.py")
 
