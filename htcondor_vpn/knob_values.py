@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 Parser = Callable[[str], Any]
 
@@ -23,6 +23,7 @@ _SSH_HOST = r"(?:[A-Za-z0-9_.][A-Za-z0-9_.@-]*@)?(?:[A-Za-z0-9][A-Za-z0-9._-]*)"
 _SSH_URI = r"ssh://(?:[A-Za-z0-9_.][A-Za-z0-9_.@-]*@)?(?:[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
 _SSH_DESTINATION = re.compile(f"{_SSH_HOST}|{_SSH_URI}", re.ASCII)
 _DNS_PORT = 53
+_HIGHEST_WEIGHT = 1000
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9.])?", re.ASCII)
 
 
@@ -89,12 +90,18 @@ def list_of(parse: Parser) -> Parser:
 
 def host(text: str) -> str:
     """A host name, or an IP address without brackets."""
+    if not is_address(text) and (len(text) > 253 or not _HOST.fullmatch(text)):
+        raise ValueError("is neither a host name nor an address")
+    return text
+
+
+def is_address(text: str) -> bool:
+    """Whether it is an IP address rather than a name."""
     try:
         ip_address(text)
     except ValueError:
-        if len(text) > 253 or not _HOST.fullmatch(text):
-            raise ValueError("is neither a host name nor an address") from None
-    return text
+        return False
+    return True
 
 
 def domain(text: str) -> str:
@@ -118,6 +125,34 @@ def endpoint(text: str, *, lowest_port: int = 1) -> tuple[str, int]:
     elif len(match[2]) > 253 or not _HOST.fullmatch(match[2]):
         raise ValueError("has no host name or IPv4 address before the colon")
     return match[1] or match[2], int(match[3])
+
+
+class GatewayEndpoint(NamedTuple):
+    """A gateway's host and port, and its part of the flows in proportion to others'."""
+
+    host: str
+    port: int
+    weight: float = 1.0
+
+
+def gateways(text: str) -> tuple[GatewayEndpoint, ...]:
+    """A list of HOST:PORT or [IPV6]:PORT, each once, some perhaps with ;weight=NUMBER behind it."""
+    found: tuple[GatewayEndpoint, ...] = list_of(_gateway)(text)
+    for gateway in found:
+        if sum(gateway[:2] == other[:2] for other in found) > 1:
+            raise ValueError(f"has the gateway {gateway.host} port {gateway.port} twice")
+    return found
+
+
+def _gateway(text: str) -> GatewayEndpoint:
+    where, semicolon, parameter = text.partition(";")
+    host, port = endpoint(where)
+    if not semicolon:
+        return GatewayEndpoint(host, port)
+    match = re.fullmatch(r"weight=([0-9]{1,4}(?:\.[0-9]{1,3})?)", parameter, re.ASCII)
+    if not match or float(match[1]) > _HIGHEST_WEIGHT:
+        raise ValueError(f"has behind its semicolon no weight=NUMBER from 0 to {_HIGHEST_WEIGHT}")
+    return GatewayEndpoint(host, port, float(match[1]))
 
 
 def name_server(text: str) -> tuple[str, int]:

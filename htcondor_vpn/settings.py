@@ -84,9 +84,10 @@ KNOBS: tuple[Knob, ...] = (
     _knob("ENGINE_ORDER", "list of words", "", "stream, wireguard, openconnect, proxy, socks5, ssh",
           is_a.list_of(_engine),
           "In which order `auto` tries the engines. It passes over those that nothing is configured for."),
-    _knob("GATEWAYS", "list of HOST:PORT", "", "", is_a.list_of(is_a.endpoint),
-          """The gateways. Flows are spread over all that answer; the first of these is the one that is shown. IPv6
-          addresses stand in brackets."""),
+    _knob("GATEWAYS", "list of HOST:PORT", "", "", is_a.gateways,
+          """The gateways. Flows are spread over all that answer, in proportion to `;weight=NUMBER` behind an entry (1
+          where there is none; 0 is for a reserve) and to what each has free; the first of these is the one that is
+          shown. IPv6 addresses stand in brackets. Each address of a name is a gateway."""),
     _knob("VIA_PROXY", "HOST:PORT", "", "", is_a.endpoint,
           """Reach the gateways through this HTTP proxy, which has to allow CONNECT to them. The gateway's key is
           checked as without it."""),
@@ -410,6 +411,6 @@ def _named(settings: Settings, short: str) -> str:
     """`FILE:LINE: NAME = value`, or `NAME = value (the default)`."""
     name = PREFIX + short
     value = settings.values[name]
-    shown = ", ".join(f"{host}:{port}" for host, port in value) if isinstance(value, tuple) else f"{value:g}"
+    shown = ", ".join(f"{each[0]}:{each[1]}" for each in value) if isinstance(value, tuple) else f"{value:g}"
     origin = settings.origins.get(name)
     return f"{origin}: {name} = {shown}" if origin else f"{name} = {shown} (the default)"

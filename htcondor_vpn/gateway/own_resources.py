@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import re
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
@@ -35,6 +36,8 @@ _ANSWER_SECONDS = 20.0
 _SPEED_SECONDS = 120.0
 _ZEROS = bytes(256 * 1024)
 _VERSION = version("htcondor-vpn")
+#: Known by it, whatever address and which of its processes is asked: they are forked with it.
+_INSTANCE = secrets.token_hex(8)
 
 _Handler = Callable[[Exchange, Head, Identity], Awaitable[None]]
 
@@ -70,6 +73,7 @@ class OwnResources:
         standing = self._standing()
         state = {
             "version": _VERSION,
+            "instance": _INSTANCE,
             "families": self._families.routed(),
             "udp": True,
             "flows": standing.flows,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from htcondor_vpn.errors import ConfigError
+from htcondor_vpn.knob_values import GatewayEndpoint
 from htcondor_vpn.pilot.engines import MakePool, gateway_maker, maker
 from htcondor_vpn.route_rules import DIRECT, REJECT, TUNNEL, RouteRule
 from htcondor_vpn.settings import PREFIX, Settings
@@ -42,7 +43,7 @@ def private_names(settings: Settings) -> PrivateNames | None:
 
 def _maker(rule: RouteRule, settings: Settings) -> MakePool:
     if rule.gateway is not None:
-        return gateway_maker(*rule.gateway, settings)
+        return gateway_maker([GatewayEndpoint(*rule.gateway)], settings)
     try:
         return maker(rule.engine, settings)
     except ConfigError as error:

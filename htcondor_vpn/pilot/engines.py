@@ -6,21 +6,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from htcondor_vpn.errors import ConfigError
+from htcondor_vpn.knob_values import GatewayEndpoint, is_address
 from htcondor_vpn.linux import wireguard_go
 from htcondor_vpn.linux.programs import find_program
 from htcondor_vpn.settings import PREFIX, Settings
 from htcondor_vpn.tunnel.carrier import Carrier
 from htcondor_vpn.tunnel.gateways import Gateway
 from htcondor_vpn.tunnel.http_proxy import HttpProxy, ThroughProxy
+from htcondor_vpn.tunnel.members import Lone, Member, Named
 from htcondor_vpn.tunnel.openconnect import Login, OpenConnect, find_library
 from htcondor_vpn.tunnel.pool import Pool
 from htcondor_vpn.tunnel.proxied import ProxiedCarrier, Proxy
-from htcondor_vpn.tunnel.server import Server
+from htcondor_vpn.tunnel.server import Endpointed, Server
 from htcondor_vpn.tunnel.socks5 import Socks5
 from htcondor_vpn.tunnel.ssh import START_SECONDS, SshForward
 from htcondor_vpn.tunnel.token import TokenFile, check_private_key, read_credentials
 from htcondor_vpn.tunnel.wireguard import WireguardCarrier
 from htcondor_vpn.tunnel.wireguard_config import read_config
+from htcondor_vpn.wire.dialing import Endpoint
 from htcondor_vpn.wire.trust import Trust, read_pins
 
 #: Makes carriers, or a pool of them, given a folder for what they need there; called in the engine's process, as often
@@ -63,21 +66,47 @@ def maker(kind: str, settings: Settings) -> MakePool:
     knob, form = _HOSTS[kind]
     if not settings.values[PREFIX + knob]:
         raise ConfigError(f"no {_WHAT[kind]} is configured", f"set {PREFIX}{knob} to a list of {form}")
+    if kind == "stream":
+        return gateway_maker(settings.gateways, settings)
     kinds = {
-        "stream": _gateways, "wireguard": _wireguard_servers, "openconnect": _vpn_servers, "proxy": _proxies,
-        "socks5": _socks_servers, "ssh": _login_nodes,
+        "wireguard": _wireguard_servers, "openconnect": _vpn_servers, "proxy": _proxies, "socks5": _socks_servers,
+        "ssh": _login_nodes,
     }  # fmt: skip
-    return _pooled(kind, kinds[kind](settings), settings)
+    make = kinds[kind](settings)
+    return lambda folder: Pool(kind, [Lone(carrier) for carrier in make(folder)], *_times(settings))
 
 
-def gateway_maker(host: str, port: int, settings: Settings) -> MakePool:
-    """Returns what makes the pool of that one gateway; raises as `engine_pools`."""
-    return _pooled("stream", _gateways(settings, [(host, port)]), settings)
+def gateway_maker(gateways: Sequence[GatewayEndpoint], settings: Settings) -> MakePool:
+    """Returns what makes the pool of these gateways; raises as `engine_pools`."""
+    pins = settings.gateway_pin
+    if settings.gateway_pin_file is not None:
+        pins = (*pins, *read_pins(settings.gateway_pin_file))
+    certificate = None
+    if settings.certificate_file is not None:
+        check_private_key(settings.key_file)
+        certificate = settings.certificate_file, settings.key_file
+    trust = Trust(_pins(settings), settings.gateway_ca_file, certificate)
+    token = TokenFile(settings.token_file) if settings.token_file or not certificate else None
+    via = settings.via_proxy
+    credentials = _proxy_credentials(settings) if via else None
+
+    def member(host: str, port: int, weight: float) -> Member:
+        if via is not None:  # the proxy resolves the name, and chooses among its addresses
+            proxy = HttpProxy(via[0], via[1], f"{PREFIX}VIA_PROXY", credentials)
+            return Lone(Gateway(host, port, trust, token, ThroughProxy(proxy, host, port)), weight)
+        if is_address(host):
+            return Lone(Gateway(host, port, trust, token), weight)
+
+        def at(endpoint: Endpoint) -> Carrier:
+            return Gateway(host, port, trust, token, Endpointed(endpoint), address=endpoint[1][0])
+
+        return Named(host, port, f"{PREFIX}GATEWAYS", at, weight)
+
+    return lambda _: Pool("stream", [member(*gateway) for gateway in gateways], *_times(settings))
 
 
-def _pooled(kind: str, make: Make, settings: Settings) -> MakePool:
-    times = settings.probe_interval, settings.probe_timeout
-    return lambda folder: Pool(kind, make(folder), *times)
+def _times(settings: Settings) -> tuple[float, float]:
+    return settings.probe_interval, settings.probe_timeout
 
 
 def _chosen(settings: Settings) -> list[str]:
@@ -89,26 +118,6 @@ def _chosen(settings: Settings) -> list[str]:
             raise ConfigError("no engine is configured to choose from", f"set one of {', '.join(names)}")
         return chosen
     return [settings.engine]
-
-
-def _gateways(settings: Settings, endpoints: Sequence[tuple[str, int]] | None = None) -> Make:
-    certificate = None
-    if settings.certificate_file is not None:
-        check_private_key(settings.key_file)
-        certificate = settings.certificate_file, settings.key_file
-    trust = Trust(_pins(settings), settings.gateway_ca_file, certificate)
-    token = TokenFile(settings.token_file) if settings.token_file or not certificate else None
-    via = settings.via_proxy
-    credentials = _proxy_credentials(settings) if via else None
-
-    def make(_: Path) -> list[Carrier]:
-        proxy = HttpProxy(via[0], via[1], f"{PREFIX}VIA_PROXY", credentials) if via else None
-        return [
-            Gateway(host, port, trust, token, ThroughProxy(proxy, host, port) if proxy else None)
-            for host, port in (settings.gateways if endpoints is None else endpoints)
-        ]
-
-    return make
 
 
 def _wireguard_servers(settings: Settings) -> Make:

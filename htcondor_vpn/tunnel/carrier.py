@@ -32,13 +32,17 @@ class Answer:
     """A good probe: the families ("ipv4", "ipv6") that can be reached, and how long the answer took, ms.
 
     `udp` tells whether datagrams are carried as well; `transport` how packets travel, where that may change ("dtls" or
-    "tls").
+    "tls"). A gateway tells its `load`, 0 to 1, whether it is `draining`, so that it takes no new flows, and its
+    `instance`, the same by whatever address it was asked.
     """
 
     families: tuple[str, ...]
     latency_ms: float
     udp: bool = False
     transport: str = ""
+    load: float = 0.0
+    draining: bool = False
+    instance: str = ""
 
 
 class Carrier(Protocol):

@@ -35,22 +35,29 @@ SESSION_SECONDS = 3600.0
 PROBE_TARGET = "/.well-known/htcondor-vpn"
 ECHO_TARGET = "/.well-known/htcondor-vpn/echo"
 _MAX_IDLE = 16
+_INSTANCE_LENGTH = 64
 
 
 class Gateway:
     """One gateway, by name and port; see `Carrier`. Makes authenticated connections to it and keeps some for questions.
 
     `token` returns the bearer token to show now; None where a client certificate says who we are. `way` leads there
-    where it is not to be connected to directly.
+    where it is not to be connected to directly, or where `address` is only one of the name's.
     """
 
     start_seconds = 0.0
 
     def __init__(
-        self, host: str, port: int, trust: Trust, token: Callable[[], str] | None, way: Way | None = None
+        self,
+        host: str,
+        port: int,
+        trust: Trust,
+        token: Callable[[], str] | None,
+        way: Way | None = None,
+        address: str = "",
     ) -> None:
         self.host, self.port = host, port
-        self.name = host_port(host, port)
+        self.name = f"{host_port(host, port)} at {address}" if address else host_port(host, port)
         self._way = way or Server("gateway", host, port, "HTCONDOR_VPN_GATEWAYS")
         self._trust = trust
         self._token = token
@@ -280,7 +287,15 @@ class Gateway:
         try:
             told = json.loads(answer.body)
             families = tuple(family for family in ("ipv4", "ipv6") if family in told["families"])
-            udp = told.get("udp") is True
+            load = told.get("load")
+            known = Answer(
+                families,
+                latency_ms,
+                udp=told.get("udp") is True,
+                load=min(max(float(load), 0.0), 1.0) if type(load) in (int, float) and load == load else 0.0,
+                draining=told.get("draining") is True,
+                instance=str(told.get("instance", ""))[:_INSTANCE_LENGTH],
+            )
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ProtocolError("what answers is not a gateway of ours") from error
         if not connection.reusable:
@@ -290,7 +305,7 @@ class Gateway:
                 f"the gateway {self.name} itself reaches neither IPv4 nor IPv6",
                 "check its routes, and its allowed networks",
             )
-        return Answer(families, latency_ms, udp)
+        return known
 
     async def lost(self) -> None:
         """As `Carrier.lost`; but a gateway that ends the connection in order may only have handed over to another

@@ -10,25 +10,13 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from htcondor_vpn.errors import GatewayUnreachable, VpnError
-from htcondor_vpn.tunnel.carrier import Carrier
+from htcondor_vpn.tunnel.carrier import Answer, Carrier
 from htcondor_vpn.wire.deadline import Deadline
 
 FIRST_RETRY_SECONDS = 0.1
 LAST_RETRY_SECONDS = 3.0
-
-
-@dataclass(frozen=True)
-class Healthy:
-    """A carrier that answered: which, what it can reach, how long its answer took, ms; see `Answer`."""
-
-    carrier: Carrier
-    families: tuple[str, ...]
-    latency_ms: float
-    udp: bool = False
-    transport: str = ""
 
 
 class HealthMonitor:
@@ -39,7 +27,7 @@ class HealthMonitor:
         carrier: Carrier,
         interval_seconds: float,
         timeout_seconds: float,
-        changed: Callable[[Healthy | VpnError], None],
+        changed: Callable[[Answer | VpnError], None],
     ) -> None:
         self._carrier = carrier
         self._interval, self._timeout = interval_seconds, timeout_seconds
@@ -68,7 +56,7 @@ class HealthMonitor:
                 with Deadline(seconds):
                     answer = await carrier.probe()
                 seconds = self._timeout
-                self._changed(Healthy(carrier, **vars(answer)))
+                self._changed(answer)
                 self._pause = FIRST_RETRY_SECONDS
                 with contextlib.suppress(asyncio.TimeoutError), Deadline(self._interval):
                     await carrier.lost()

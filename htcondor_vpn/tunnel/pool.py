@@ -1,6 +1,7 @@
 """The carriers of one kind, watched each by itself: flows are spread over all that work.
 
-A carrier that is lost gets no new flow from then on, and is taken back when it answers again.
+A carrier that is lost gets no new flow from then on, what was being opened through it is tried elsewhere, and it is
+taken back when it answers again. One whose name stands for it no more is let go; the flows that it has go on.
 """
 
 from __future__ import annotations
@@ -11,23 +12,24 @@ from typing import Any, TypeVar
 
 from htcondor_vpn.errors import GatewayUnreachable, VpnError
 from htcondor_vpn.tunnel.carrier import Address, Carrier
-from htcondor_vpn.tunnel.health import HealthMonitor, Healthy, most_telling
+from htcondor_vpn.tunnel.followed import Followed, Healthy
+from htcondor_vpn.tunnel.health import most_telling
+from htcondor_vpn.tunnel.members import Member
+from htcondor_vpn.tunnel.spread import Spread
 from htcondor_vpn.wire.datagrams import DatagramPipe
+from htcondor_vpn.wire.deadline import cancel
 from htcondor_vpn.wire.stream import Stream
 
 Result = TypeVar("Result")
 
-
 class Pool:
-    """`carriers` of the kind `engine`. Usable while `run` runs."""
+    """The carriers of `members`, of the kind `engine`. Usable while `run` runs."""
 
-    def __init__(
-        self, engine: str, carriers: Sequence[Carrier], interval_seconds: float, timeout_seconds: float
-    ) -> None:
-        self.engine, self._carriers = engine, list(carriers)
-        self._interval, self._timeout = interval_seconds, timeout_seconds
-        self._found: dict[Carrier, Healthy | VpnError] = {}
-        self._turn = 0
+    def __init__(self, engine: str, members: Sequence[Member], interval_seconds: float, timeout_seconds: float) -> None:
+        self.engine = engine
+        self._followed = [Followed(member, interval_seconds, timeout_seconds, self._let_go) for member in members]
+        # One for each: else who asks a name before each flow would have all flows in one place.
+        self._flows, self._datagrams, self._questions = (Spread[Carrier]() for _ in range(3))
 
     async def run(self, changed: Callable[[Pool], None]) -> VpnError:
         """Watches the carriers until none of them works, be it at the first try, and returns why.
@@ -36,83 +38,101 @@ class Pool:
         """
         over: asyncio.Future[VpnError] = asyncio.get_running_loop().create_future()
 
-        def told(carrier: Carrier, what: Healthy | VpnError) -> None:
-            self._found[carrier] = what
+        def told() -> None:
             if over.done():
                 return
             if self.healthy():
                 changed(self)
-            elif len(self._found) == len(self._carriers):
-                over.set_result(most_telling([found for found in self._found.values() if isinstance(found, VpnError)]))
+            elif all(followed.known for followed in self._followed):
+                over.set_result(most_telling([error for followed in self._followed for error in followed.errors()]))
 
-        watches = [asyncio.ensure_future(self._watch(carrier, told)) for carrier in self._carriers]
+        follows = [asyncio.ensure_future(followed.run(told)) for followed in self._followed]
         try:
-            futures: list[asyncio.Future[Any]] = [over, *watches]
+            futures: list[asyncio.Future[Any]] = [over, *follows]
             await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
-            for watch in watches:
-                if watch.done():
-                    watch.result()
+            for follow in follows:
+                if follow.done():
+                    follow.result()
             return over.result()
         finally:
-            for watch in watches:
-                watch.cancel()
-            await asyncio.gather(*watches, return_exceptions=True)
-            self._found.clear()
+            await cancel(follows)
 
-    async def _watch(self, carrier: Carrier, told: Callable[[Carrier, Healthy | VpnError], None]) -> None:
-        await HealthMonitor(carrier, self._interval, self._timeout, lambda what: told(carrier, what)).run()
+    def _let_go(self, carrier: Carrier) -> None:
+        for spread in (self._flows, self._datagrams, self._questions):
+            spread.forget(carrier)
 
     def healthy(self) -> list[Healthy]:
         """What is known of the carriers that work, in the order in which they are configured."""
-        found = (self._found.get(carrier) for carrier in self._carriers)
-        return [known for known in found if isinstance(known, Healthy)]
+        return [known for followed in self._followed for known in followed.healthy()]
 
     @property
     def families(self) -> tuple[str, ...]:
         """What at least one carrier reaches."""
-        known = {family for healthy in self.healthy() for family in healthy.families}
+        known = {family for healthy in self.healthy() for family in healthy.answer.families}
         return tuple(sorted(known))
 
     @property
     def udp(self) -> bool:
         """Whether at least one carrier carries datagrams."""
-        return any(healthy.udp for healthy in self.healthy())
+        return any(healthy.answer.udp for healthy in self.healthy())
 
     async def open_flow(self, address: Address, port: int) -> tuple[Stream, bytes]:
         """As `Carrier.open_flow`; a carrier that cannot be reached just now is passed over for the next one."""
-        return await self._try(lambda carrier: carrier.open_flow(address, port), f"ipv{address.version}")
+        family = f"ipv{address.version}"
+        return await self._try(self._flows, lambda carrier: carrier.open_flow(address, port), family)
 
     async def open_datagrams(self, address: Address, port: int) -> DatagramPipe:
         """As `Carrier.open_datagrams`, by one that carries them."""
-        return await self._try(lambda carrier: carrier.open_datagrams(address, port), f"ipv{address.version}", udp=True)
+        family = f"ipv{address.version}"
+        return await self._try(self._datagrams, lambda carrier: carrier.open_datagrams(address, port), family, udp=True)
 
     async def echo(self, address: Address, payload: bytes) -> bytes:
         """As `Carrier.echo`."""
-        return await self._try(lambda carrier: carrier.echo(address, payload), f"ipv{address.version}")
+        family = f"ipv{address.version}"
+        return await self._try(self._questions, lambda carrier: carrier.echo(address, payload), family)
 
     async def ask_dns(self, query: bytes) -> bytes:
         """As `Carrier.ask_dns`."""
-        return await self._try(lambda carrier: carrier.ask_dns(query))
+        return await self._try(self._questions, lambda carrier: carrier.ask_dns(query))
 
     async def _try(
-        self, attempt: Callable[[Carrier], Awaitable[Result]], family: str = "", *, udp: bool = False
+        self,
+        spread: Spread[Carrier],
+        attempt: Callable[[Carrier], Awaitable[Result]],
+        family: str = "",
+        *,
+        udp: bool = False,
     ) -> Result:
         last = GatewayUnreachable(f"no gateway reaches {family or 'anything'} now", "it is tried again")
-        for carrier in self._in_turn(family, udp):
+        able = [
+            known
+            for known in self.healthy()
+            if (not family or family in known.answer.families) and (known.answer.udp or not udp)
+        ]
+        for carrier in in_turn(able, spread):
+            followed = next((each for each in self._followed if carrier in each), None)
+            if followed is None:
+                continue  # it was let go meanwhile
             try:
-                return await attempt(carrier)
+                with followed.revocable(carrier):
+                    return await attempt(carrier)
             except GatewayUnreachable as error:
                 last = error
         raise last
 
-    def _in_turn(self, family: str, udp: bool) -> list[Carrier]:
-        """The carriers that work and reach `family`, with `udp` if that is asked for; another one first each time."""
-        able = [
-            known.carrier
-            for known in self.healthy()
-            if (not family or family in known.families) and (known.udp or not udp)
-        ]
-        if not able:
-            return []
-        self._turn = (self._turn + 1) % len(able)
-        return able[self._turn :] + able[: self._turn]
+
+def in_turn(able: Sequence[Healthy], spread: Spread[Carrier]) -> list[Carrier]:
+    """The carriers in the order in which they are to be tried, another one first each time as their shares have it.
+
+    Those that drain come last, before them those that are full or of weight 0. What reaches a gateway that another one
+    reaches too, by another address of it, has no share of its own.
+    """
+    seen: set[str] = set()
+    ranks: list[dict[Carrier, float]] = [{}, {}, {}, {}]
+    for known in able:
+        instance = known.answer.instance
+        rank = 3 if known.answer.draining else 2 if instance and instance in seen else 0 if known.share > 0 else 1
+        seen.add(instance)
+        ranks[rank][known.carrier] = known.share
+    chosen = next((rank for rank in ranks if rank), {})
+    return [*spread.order(chosen), *(carrier for rank in ranks if rank is not chosen for carrier in rank)]

@@ -25,6 +25,19 @@ class Way(Protocol):
         """Has the next connection made from scratch."""
 
 
+class Endpointed:
+    """The direct `Way` to one address."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+
+    async def dial(self) -> socket.socket:
+        return await connect_first([self._endpoint])
+
+    def forget(self) -> None:
+        """There is nothing to forget."""
+
+
 class Server:
     """The direct `Way` to `host`:`port`, which is called `what` in errors and is set by `knob`."""
 

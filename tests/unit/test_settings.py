@@ -108,10 +108,9 @@ def test_wrong_rates(tmp_path: Path, text: str) -> None:
 
 
 def test_gateways(tmp_path: Path) -> None:
-    text = (
-        f"HTCONDOR_VPN_GATEWAY_PIN = {PIN}\nHTCONDOR_VPN_GATEWAYS = gw.example.org:8443, [2001:db8::1]:443 192.0.2.1:1"
-    )
-    assert load(tmp_path, text).gateways == (("gw.example.org", 8443), ("2001:db8::1", 443), ("192.0.2.1", 1))
+    gateways = "gw.example.org:8443, [2001:db8::1]:443;weight=2.5 192.0.2.1:1;weight=0"
+    found = load(tmp_path, f"HTCONDOR_VPN_GATEWAY_PIN = {PIN}\nHTCONDOR_VPN_GATEWAYS = {gateways}").gateways
+    assert found == (("gw.example.org", 8443, 1), ("2001:db8::1", 443, 2.5), ("192.0.2.1", 1, 0))
 
 
 @pytest.mark.parametrize(
@@ -130,6 +129,11 @@ def test_gateways(tmp_path: Path) -> None:
         "gw:١",
         "-x:1",
         "a;b:1",
+        "gw:1;weight=1 gw:1;weight=2",
+        "gw:1;weight=",
+        "gw:1;weight=-1",
+        "gw:1;weight=1001",
+        "gw:1;heavy",
     ],
 )
 def test_wrong_gateways(tmp_path: Path, text: str) -> None:

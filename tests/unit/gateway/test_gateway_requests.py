@@ -45,11 +45,14 @@ async def ended(stream):
 async def test_the_state(running):
     async with running() as gateway:
         client = await gateway.client()
+        instances = set()
         for _ in range(3):
             answer = await gateway.ask(client, "GET", STATE)
             assert answer.status == 200
             state = json.loads(answer.body)
-        assert set(state) == {"version", "families", "udp", "flows", "load", "draining", "time"}
+            instances.add(state["instance"])
+        assert len(instances) == 1
+        assert set(state) == {"version", "instance", "families", "udp", "flows", "load", "draining", "time"}
         assert set(state["families"]) <= {"ipv4", "ipv6"}
         assert state["flows"] == 0
         assert abs(state["time"] - time.time()) < 10
