@@ -36,6 +36,7 @@ from htcondor_vpn.packet_gateway.pilots_engine import PilotsEngine
 from htcondor_vpn.settings import PREFIX, Settings
 from htcondor_vpn.tunnel.catcher import catch, find_nft
 from htcondor_vpn.tunnel.engine import EngineReport, InnerSockets
+from htcondor_vpn.tunnel.members import Lone
 from htcondor_vpn.tunnel.pool import Pool
 from htcondor_vpn.tunnel.tun_namespace import TunConfig, TunNamespace
 from htcondor_vpn.tunnel.wireguard_config import DEFAULT_MTU
@@ -105,7 +106,7 @@ class _Server:
         """Makes the namespace and begins to serve what will be caught there; raises `VpnError` or OSError."""
         policy = PublicPolicy(settings.gateway_allow)
         carrier = HostCarrier(Connector(policy, Names(), Limits().connect_seconds), Resolver(), Families(policy))
-        engine = PilotsEngine(Pool("host", [carrier], settings.probe_interval, settings.probe_timeout))
+        engine = PilotsEngine(Pool("host", [Lone(carrier)], settings.probe_interval, settings.probe_timeout))
         namespace = await TunNamespace.make()
         try:
             engine.serve(_caught(namespace, nft, settings.hold_connects))
