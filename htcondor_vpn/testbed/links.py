@@ -3,10 +3,10 @@
 Both hosts keep their interfaces whatever happens here, since the cable runs through a namespace of its own, `line`:
 
     node eth0 = `node` [bridge wire] `dmz` = eth0 dmz                        (undelayed)
-    node eth0 = `node` [bridge wire] tap - relay - tap [bridge far] `dmz` = eth0 dmz     (delay or loss)
+    node eth0 = `node` [bridge wire] tap - relay - tap [bridge far] `dmz` = eth0 dmz     (delay, loss, MTU)
 
-The rate is a token bucket on the way out of `line` on each side. Delay and loss are a process of ours between two tap
-devices (`relay`): not every kernel has netem, and one way that works everywhere is one behaviour to know.
+The rate is a token bucket on the way out of `line` on each side. Delay, loss and MTU are a process of ours between two
+tap devices (`relay`): not every kernel has netem, and one way that works everywhere is one behaviour to know.
 """
 
 from __future__ import annotations
@@ -40,11 +40,22 @@ _STOP_SECONDS = 5.0
 
 
 class Shape(NamedTuple):
-    """What a link does to its traffic, each way: `rate_mbps` (None: as fast as it goes), `delay_ms` one way, `loss`."""
+    """What a link does to its traffic, each way: `rate_mbps` (None: as fast as it goes), `delay_ms` one way, `loss`.
+
+    Packets of more than `mtu` bytes do not pass (None: the hosts' own limit holds), and their senders are told if
+    `mtu_told`, as by a router, or not, as behind a firewall that drops ICMP.
+    """
 
     rate_mbps: float | None = None
     delay_ms: float = 0
     loss: float = 0
+    mtu: int | None = None
+    mtu_told: bool = True
+
+    @property
+    def relayed(self) -> bool:
+        """Whether it takes a process of ours."""
+        return bool(self.delay_ms or self.loss or self.mtu)
 
     def check(self) -> None:
         """Raises `UsageError` for a shape that no link can have."""
@@ -54,6 +65,8 @@ class Shape(NamedTuple):
             raise UsageError(f"a link's delay of {self.delay_ms:g} ms is not between 0 and 10000")
         if not 0 <= self.loss < 1:
             raise UsageError(f"a link's loss of {self.loss:g} is not a fraction from 0 to below 1")
+        if self.mtu is not None and not 68 <= self.mtu <= 1500:
+            raise UsageError(f"a link's MTU of {self.mtu} bytes is not between 68 and 1500")
 
 
 class Link:
@@ -74,14 +87,21 @@ class Link:
             *(f"link set {name} up" for name in (_NEAR, _FAR, NODE_END, DMZ_END)),
         )
 
-    def shape(self, rate_mbps: float | None = None, delay_ms: float = 0, loss: float = 0) -> None:
-        """Gives the link this shape in place of the one it had; connections survive.
+    def shape(
+        self,
+        rate_mbps: float | None = None,
+        delay_ms: float = 0,
+        loss: float = 0,
+        mtu: int | None = None,
+        mtu_told: bool = True,
+    ) -> None:
+        """Gives the link this `Shape` in place of the one it had; connections survive.
 
         Raises `UsageError` for an impossible shape, `ProgramMissing` if there is no usable tun device for its delay.
         """
-        wanted = Shape(rate_mbps, delay_ms, loss)
+        wanted = Shape(rate_mbps, delay_ms, loss, mtu, mtu_told)
         wanted.check()
-        if delay_ms or loss:
+        if wanted.relayed:
             self._relayed(wanted)
         else:
             self._unplug_relay()
@@ -107,7 +127,7 @@ class Link:
         plug = self._relay is None
         if self._relay is None:
             if not os.access(_TUN, os.R_OK | os.W_OK):
-                raise ProgramMissing(f"a link with delay or loss needs {_TUN}", f"modprobe tun; chmod 0666 {_TUN}")
+                raise ProgramMissing(f"a link with delay, loss or MTU needs {_TUN}", f"modprobe tun; chmod 0666 {_TUN}")
             self._log.touch()
             self._relay = self.line.start(
                 [sys.executable, "-m", "htcondor_vpn.testbed.relay", _NEAR_TAP, _FAR_TAP],
@@ -115,7 +135,8 @@ class Link:
             )  # fmt: skip
         start_bytes = self._log.stat().st_size
         assert self._relay.stdin is not None
-        self._relay.stdin.write(f"{shape.delay_ms / 1e3} {shape.loss}\n".encode())
+        told = f"{shape.delay_ms / 1e3} {shape.loss} {shape.mtu or 0} {int(shape.mtu_told)}\n"
+        self._relay.stdin.write(told.encode())
         self._relay.stdin.flush()
         wait_for_log(self._log, rb"^relaying", self._relay, start_bytes=start_bytes)
         if plug:
