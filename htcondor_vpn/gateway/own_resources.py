@@ -69,7 +69,7 @@ class OwnResources:
             with Deadline(_SPEED_SECONDS if path == SPEED else _ANSWER_SECONDS):
                 await handlers[head.method](exchange, head, pilot)
 
-    async def _state(self, exchange: Exchange, _head: Head, _pilot: Identity) -> None:
+    async def _state(self, exchange: Exchange, head: Head, _pilot: Identity) -> None:
         standing = self._standing()
         state = {
             "version": _VERSION,
@@ -80,6 +80,7 @@ class OwnResources:
             "load": round(standing.load, 3),
             "draining": standing.draining,
             "time": round(time.time(), 3),
+            **({"padding": padding} if (padding := _parameter(head, "padding")) else {}),
         }
         await exchange.answer_json(200, state)
 

@@ -1,6 +1,7 @@
 """Connections to the gateway: for flows, some of them in reserve, and persistent ones for questions (DNS, health).
 
-A health probe is a small request on a connection of its own. A gateway that ends it is noticed when it does.
+A health probe is a request on a connection of its own, and as large as packets get (`segments`). A gateway that ends it
+is noticed when it does.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import h11
 from htcondor_vpn.errors import GatewayUnreachable, GatewayUntrusted, TokenRefused
 from htcondor_vpn.tunnel.carrier import Address, Answer, CarrierBusy, FlowRefused
 from htcondor_vpn.tunnel.ready import ReadyConnections
+from htcondor_vpn.tunnel.segments import padding
 from htcondor_vpn.tunnel.server import Server, Way, host_port
 from htcondor_vpn.wire.datagrams import PROTOCOL, TARGET_PREFIX, CapsulePipe, DatagramPipe
 from htcondor_vpn.wire.deadline import Deadline
@@ -234,6 +236,7 @@ class Gateway:
         try:
             answer = await connection.exchange(method, target, fields, body)
         except BaseException:
+            self._way.segments.given_up(connection.stream.sock)
             connection.stream.abort()
             raise
         if answer.status >= 300 or not connection.reusable:
@@ -282,7 +285,8 @@ class Gateway:
             self._probed = await self.connect()
         connection = self._probed
         start = time.perf_counter()
-        answer = await self.exchange(connection, "GET", PROBE_TARGET)
+        answer = await self.exchange(connection, "GET", f"{PROBE_TARGET}?padding={padding(connection.stream.sock)}")
+        self._way.segments.passed()
         latency_ms = (time.perf_counter() - start) * 1e3
         try:
             told = json.loads(answer.body)

@@ -10,6 +10,7 @@ import socket
 
 from htcondor_vpn.errors import GatewayUnreachable, ProxyRefused
 from htcondor_vpn.tunnel.carrier import FlowRefused, never
+from htcondor_vpn.tunnel.segments import Segments
 from htcondor_vpn.tunnel.server import Server, host_port
 from htcondor_vpn.wire.deadline import Deadline
 from htcondor_vpn.wire.http import HttpConnection, Response
@@ -35,6 +36,7 @@ class HttpProxy:
     def __init__(self, host: str, port: int, knob: str, credentials: tuple[str, str] | None = None) -> None:
         self._server = Server("proxy", host, port, knob)
         self.name = self._server.name
+        self.segments = self._server.segments
         self._headers: list[tuple[str, str]] = []
         if credentials:
             encoded = base64.b64encode(":".join(credentials).encode()).decode("ascii")
@@ -89,6 +91,10 @@ class ThroughProxy:
 
     def __init__(self, proxy: HttpProxy, host: str, port: int) -> None:
         self._proxy, self._host, self._port = proxy, host, port
+
+    @property
+    def segments(self) -> Segments:
+        return self._proxy.segments
 
     async def dial(self) -> socket.socket:
         stream, early = await self._proxy.connect(self._host, self._port)

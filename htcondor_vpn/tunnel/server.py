@@ -7,6 +7,7 @@ import socket
 from typing import Protocol
 
 from htcondor_vpn.errors import GatewayNameError
+from htcondor_vpn.tunnel.segments import Segments
 from htcondor_vpn.wire.dialing import Endpoint, connect_first
 
 
@@ -16,7 +17,10 @@ def host_port(host: object, port: int) -> str:
 
 
 class Way(Protocol):
-    """How a connection to a certain server is made."""
+    """How a connection to a certain server is made. `segments` says how large its packets may be."""
+
+    @property
+    def segments(self) -> Segments: ...
 
     async def dial(self) -> socket.socket:
         """Returns a connected, non-blocking TCP socket; raises OSError or VpnError. Put a deadline around it."""
@@ -30,12 +34,14 @@ class Endpointed:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
+        host, port = endpoint[1][:2]
+        self.segments = Segments(host_port(host, port))
 
     async def dial(self) -> socket.socket:
-        return await connect_first([self._endpoint])
+        return await connect_first([self._endpoint], segment_bytes=self.segments.limit_bytes)
 
     def forget(self) -> None:
-        """There is nothing to forget."""
+        self.segments.lost()
 
 
 class Server:
@@ -44,6 +50,7 @@ class Server:
     def __init__(self, what: str, host: str, port: int, knob: str) -> None:
         self.what, self.host, self.port, self._knob = what, host, port, knob
         self.name = host_port(host, port)
+        self.segments = Segments(self.name)
         self._addresses: list[Endpoint] = []
 
     async def dial(self) -> socket.socket:
@@ -53,7 +60,7 @@ class Server:
         """
         if not self._addresses:
             await self._resolve()
-        sock = await connect_first(self._addresses)
+        sock = await connect_first(self._addresses, segment_bytes=self.segments.limit_bytes)
         answered = sock.getpeername()[:2]
         self._addresses.sort(key=lambda endpoint: endpoint[1][:2] != answered)
         return sock
@@ -70,3 +77,4 @@ class Server:
 
     def forget(self) -> None:
         self._addresses = []
+        self.segments.lost()

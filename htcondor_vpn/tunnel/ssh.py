@@ -19,6 +19,7 @@ from pathlib import Path
 from htcondor_vpn.errors import GatewayUnreachable, SshRefused, VpnError
 from htcondor_vpn.linux.namespaces import die_with_parent
 from htcondor_vpn.linux.programs import find_program
+from htcondor_vpn.tunnel.segments import Segments
 from htcondor_vpn.tunnel.socks5 import Socks5
 from htcondor_vpn.wire.deadline import Deadline
 from htcondor_vpn.wire.stream import PlainStream
@@ -120,6 +121,7 @@ class _UnixSocket:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.segments = Segments(str(path))
 
     async def dial(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX)

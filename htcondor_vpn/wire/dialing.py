@@ -43,21 +43,23 @@ class HostSockets:
 HOST = HostSockets()
 
 
-async def connect_first(endpoints: Sequence[Endpoint], source: SocketSource = HOST) -> socket.socket:
+async def connect_first(
+    endpoints: Sequence[Endpoint], source: SocketSource = HOST, segment_bytes: int = 0
+) -> socket.socket:
     """Returns a tuned, non-blocking TCP connection to the first of `endpoints` that answers.
 
-    Raises the most telling OSError of them all, or what `source` raises. It takes as long as the slowest: put a
-    deadline around it.
+    `segment_bytes` limits its segments, each way; 0 is no limit of ours. Raises the most telling OSError of them all,
+    or what `source` raises. It takes as long as the slowest: put a deadline around it.
     """
     if len(endpoints) == 1:
-        return await _attempt(endpoints[0], source)
+        return await _attempt(endpoints[0], source, segment_bytes)
     waiting = list(endpoints)
     attempts: set[asyncio.Task[socket.socket]] = set()
     errors: list[OSError] = []
     try:
         while waiting or attempts:
             if waiting:
-                attempts.add(asyncio.ensure_future(_attempt(waiting.pop(0), source)))
+                attempts.add(asyncio.ensure_future(_attempt(waiting.pop(0), source, segment_bytes)))
             done, _ = await asyncio.wait(
                 attempts, timeout=_STAGGER_SECONDS if waiting else None, return_when=asyncio.FIRST_COMPLETED
             )
@@ -74,11 +76,13 @@ async def connect_first(endpoints: Sequence[Endpoint], source: SocketSource = HO
     raise min(errors, key=_telling)
 
 
-async def _attempt(endpoint: Endpoint, source: SocketSource) -> socket.socket:
+async def _attempt(endpoint: Endpoint, source: SocketSource, segment_bytes: int) -> socket.socket:
     family, address = endpoint
     sock = await source.open(family, socket.SOCK_STREAM)
     try:
         tune(sock)
+        if segment_bytes:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, segment_bytes)
         await asyncio.get_running_loop().sock_connect(sock, address)
     except BaseException:
         sock.close()

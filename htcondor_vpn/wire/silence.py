@@ -29,7 +29,7 @@ class Silence:
     """How long the other end of one of `socks` has left unanswered what was sent to it; look again and again."""
 
     def __init__(self, *socks: socket.socket) -> None:
-        self._socks = [sock for sock in socks if sock.family != socket.AF_UNIX]
+        self._socks = socks
         self._since: float | None = None
 
     def seconds(self) -> float:
@@ -43,15 +43,25 @@ class Silence:
         return now - self._since if self._since is not None else 0.0
 
 
+def repeats(sock: socket.socket) -> int:
+    """How often in a row something was sent again in vain; 0 for what is no TCP connection, or none any more."""
+    return _repeats(sock)[0]
+
+
 def _unanswered_seconds(sock: socket.socket) -> float:
     """When anything came last, if what was sent since has been repeated in vain; else 0."""
+    count, seconds = _repeats(sock)
+    return seconds if count >= _TRIES else 0.0
+
+
+def _repeats(sock: socket.socket) -> tuple[int, float]:
+    """How often something was sent again in vain, and how long ago anything came, seconds."""
     try:
-        retransmits, probes, last_ack_ms = _TCP_INFO.unpack(
-            sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
-        )
+        told = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
     except OSError:
-        return 0.0  # it has been closed
-    return float(last_ack_ms) / 1e3 if retransmits + probes >= _TRIES else 0.0
+        return 0, 0.0
+    retransmits, probes, last_ack_ms = _TCP_INFO.unpack(told)
+    return retransmits + probes, last_ack_ms / 1e3
 
 
 async def done_or_silent(done: asyncio.Future[None], socks: Iterable[socket.socket]) -> None:

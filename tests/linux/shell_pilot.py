@@ -126,3 +126,9 @@ def network_of(pid):
 def fetch(count=1000, seconds=10):
     """A line of shell that fetches so many bytes and says how many came."""
     return f"curl -s -m {seconds} -o /dev/null -w '%{{size_download}}' {url(f'/bytes/{count}')}"
+
+
+def upload(count):
+    """A line of shell that sends so many bytes and says how many have arrived."""
+    said = r"""sed 's/.*"bytes": \([0-9]*\),.*/\1/'"""
+    return f"head -c {count} /dev/zero | curl -s -m 20 -T - {url('/upload')} | {said}"

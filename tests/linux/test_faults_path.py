@@ -9,10 +9,11 @@ import sys
 import time
 
 import pytest
-from shell_pilot import descendants, fetch, pause, wait_until
+from shell_pilot import descendants, fetch, pause, upload, wait_until
 
 from htcondor_vpn.testbed import plan
-from htcondor_vpn.testbed.gateway import SiteGateway
+from htcondor_vpn.testbed.capture import Capture
+from htcondor_vpn.testbed.gateway import PORT, SiteGateway
 from htcondor_vpn.testbed.logs import wait_for_log
 from htcondor_vpn.testbed.services import payload, url
 from htcondor_vpn.testbed.services.oddities import ECHO_PORT
@@ -193,4 +194,50 @@ def test_the_node_gets_another_address(sealed, services, gateway, start_pilot, t
     pilot.wait_for_output(b"^answered\n(.*\n)*answered$", timeout_seconds=60)
     flow.close()
     pilot.wait_for_output(b"^broken$")
+    pilot.end()
+
+
+@pytest.fixture
+def forget_paths(site):
+    """What the hosts have learned of their path is forgotten afterwards."""
+    yield
+    for host in (site.node, site.dmz):
+        for family in ("-4", "-6"):
+            host.run(["ip", family, "route", "flush", "cache"], as_root=True, check=True)
+
+
+MTU = 1280
+
+
+@pytest.mark.parametrize("family", ["v4", "v6"])
+def test_a_path_that_tells_of_smaller_packets(leaky_site, services, link, forget_paths, start_pilot, tmp_path, family):
+    """The kernels see to it, in the middle of a transfer. The answers of the router are on the node's link, no more."""
+    size = 8_000_000
+    with SiteGateway(leaky_site.dmz, tmp_path) as gateway:
+        with Capture(leaky_site, [(address, PORT) for address in plan.DMZ_INSIDE]) as capture:
+            pilot = start_pilot(leaky_site, gateway, tmp_path, "--gateway", gateway.endpoints[family == "v6"])
+            pilot.tell(f"(curl -s {url(f'/bytes/{size}')} --limit-rate 8M | sha256sum; echo downloaded) &")
+            wait_until(lambda: pilot.state()["bytes_in"] > size / 10)
+            link.shape(mtu=MTU)
+            assert pilot.ask(fetch(1_000_000)) == "1000000"
+            said = pilot.wait_for_output(b"^([0-9a-f]{64}) .*\n+downloaded$", timeout_seconds=60)
+            assert said[1].decode() == payload.sha256(size)
+            assert pilot.ask(upload(1_000_000)) == "1000000"
+            assert "is down" not in (pilot.run_dir / "run.log").read_text()
+            pilot.end()
+        hosts = f"{getattr(plan.DMZ_INSIDE, family)} > {getattr(plan.NODE, family)}"
+        told = f"IPv4 {hosts} protocol 1" if family == "v4" else f"IPv6 {hosts} next 58"
+        assert {str(packet) for packet in capture.foreign} == {told}
+
+
+def test_a_path_that_swallows_large_packets(sealed, services, gateway, link, forget_paths, start_pilot, tmp_path):
+    """A firewall drops what its router says of them. The pilot says so, and then sends smaller ones."""
+    pilot = start_pilot(sealed, gateway, tmp_path)
+    assert pilot.ask(fetch(1_000_000)) == "1000000"
+    link.shape(mtu=MTU, mtu_told=False)
+    pilot.wait_for("down")
+    pilot.wait_for("up")
+    assert pilot.ask(fetch(1_000_000)) == "1000000"
+    assert pilot.ask(upload(1_000_000)) == "1000000"
+    assert b"large packets to 10.1.0.1:8443 vanish" in (pilot.run_dir / "run.log").read_bytes()
     pilot.end()
