@@ -33,8 +33,10 @@ class PilotContender:
     def __enter__(self) -> PilotContender:
         log = self._site.folder / f"{self.name.replace(' ', '-')}.log"
         argv = vpn_command("run", *self._options, *_TOLD, "-v", "--", "sh", "-c", "echo ready; exec sleep infinity")
+        log.touch()
+        start_bytes = log.stat().st_size
         self._pilot = self._site.node.start(argv, log=log)
-        wait_for_log(log, b"^ready$", self._pilot)
+        wait_for_log(log, b"^ready$", self._pilot, start_bytes=start_bytes)
         self._command = command_of(self._pilot.pid)
         return self
 
