@@ -57,12 +57,11 @@ print(json.dumps([found, time.perf_counter() - begin]))
 
 def measure(report: Report, rounds: int, seconds: int) -> None:
     for delay_ms in (0, ROUND_TRIP_MS / 2):
-        link = f"{2 * delay_ms:g} ms there and back" if delay_ms else "no delay"
-        report.say(f"Connects, {link}")
+        report.say(f"Connects, {_link(2 * delay_ms)}")
         with ExitStack() as exits:
             site = exits.enter_context(Site(delay_ms=delay_ms))
             contenders = _contenders(site, exits)
-            _latencies(report, site, contenders, rounds, link)
+            _latencies(report, site, contenders, rounds, 2 * delay_ms)
             if not delay_ms:
                 found = compare(site, contenders, cells(1), rounds, seconds)
                 found.report_ratios(report, [Goal(HELD, NOT_HELD, 0.97)], "not shaped")
@@ -80,7 +79,8 @@ def _contenders(site: Site, exits: ExitStack) -> list[Contender]:
     ]
 
 
-def _latencies(report: Report, site: Site, contenders: Sequence[Contender], rounds: int, link: str) -> None:
+def _latencies(report: Report, site: Site, contenders: Sequence[Contender], rounds: int, round_trip_ms: float) -> None:
+    link = _link(round_trip_ms)
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
     together: dict[str, list[float]] = defaultdict(list)
     client = [sys.executable, "-c", _CLIENT, str(plan.WORLD["http"].v4), str(ECHO_PORT), str(_CONNECTS), str(_AT_ONCE)]
@@ -91,9 +91,18 @@ def _latencies(report: Report, site: Site, contenders: Sequence[Contender], roun
             each, all_of_them = json.loads(done.stdout)
             found[contender.name] += each
             together[contender.name].append(all_of_them)
+    if round_trip_ms:
+        # What the tunnel adds to the time until an answer is there, whenever it says that it is connected.
+        direct, ours = (1e3 * statistics.median(answer for _, answer in found[name]) for name in (Direct.name, HELD))
+        added = (ours - direct) / round_trip_ms
+        report.add(f"new flow, {HELD}, {link}: beyond {Direct.name}", added <= 1.3, added, "round trips", "<= 1.3")
     for name, times in found.items():
         connects, answers = ([1e3 * time for time in column] for column in zip(*times))
         report.add(f"connect, {name}, {link}", True, statistics.median(connects), "ms", MEASURED)
         report.add(f"connect and first answer, {name}, {link}", True, statistics.median(answers), "ms", MEASURED)
         at_once = 1e3 * statistics.median(together[name])
         report.add(f"{_AT_ONCE} connects at once, {name}, {link}", True, at_once, "ms", MEASURED)
+
+
+def _link(round_trip_ms: float) -> str:
+    return f"{round_trip_ms:g} ms there and back" if round_trip_ms else "no delay"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from benchmarks.contenders import Contender, Direct
-from benchmarks.contenders.openconnect import OpenconnectPeer
-from benchmarks.contenders.pilot import stream
+from benchmarks.contenders.openconnect import OpenconnectPeer, ocserv
+from benchmarks.contenders.pilot import openconnect, stream, wireguard
 from benchmarks.contenders.ssh import SshSocks
 from benchmarks.transfers import Goal, cells, compare
 from htcondor_vpn.testbed.gateway import SiteGateway
@@ -22,8 +22,11 @@ UNSHAPED_GOALS = [
     Goal("stream", OpenconnectPeer.name, 14, flows=(1,)),
     Goal("stream", OpenconnectPeer.name, 8, flows=(10,)),
     Goal("stream", SshSocks.name, 1.5, flows=(1,)),
+    Goal("stream", "wireguard", 2.5, flows=(1,)),
     Goal("stream", Direct.name, 0.4, flows=(1,)),
+    Goal("openconnect", OpenconnectPeer.name, 1.2, flows=(1,)),
 ]
+WIREGUARD_LINE_GOALS = [Goal("wireguard", Direct.name, 0.93)]
 #: Processor seconds for each GB.
 STREAM_CPU_SECONDS = 4
 
@@ -31,6 +34,12 @@ STREAM_CPU_SECONDS = 4
 def line_rate(report: Report, rounds: int, seconds: int) -> None:
     """A link of 1 Gbit/s."""
     _shaped(report, rounds, seconds, 1000)
+    with ExitStack() as exits:
+        site = exits.enter_context(Site(1000))
+        exits.enter_context(WorldServices(site))
+        contenders: list[Contender] = [Direct(), exits.enter_context(wireguard(site))]
+        found = compare(site, contenders, cells(1), rounds, seconds)
+    found.report_ratios(report, WIREGUARD_LINE_GOALS, "1000 Mbit/s")
 
 
 def far(report: Report, rounds: int, seconds: int) -> None:
@@ -58,9 +67,14 @@ def unshaped(report: Report, rounds: int, seconds: int) -> None:
         site = exits.enter_context(Site())
         exits.enter_context(WorldServices(site))
         gateway = exits.enter_context(SiteGateway(site.dmz, site.folder / "gateway"))
+        server = exits.enter_context(ocserv(site))
         contenders: list[Contender] = [
-            exits.enter_context(contender)
-            for contender in (Direct(), stream(site, gateway), OpenconnectPeer(site), SshSocks(site))
+            Direct(),
+            exits.enter_context(stream(site, gateway)),
+            exits.enter_context(OpenconnectPeer(site, server)),
+            exits.enter_context(openconnect(site, server)),
+            exits.enter_context(SshSocks(site)),
+            exits.enter_context(wireguard(site)),
         ]
         found = compare(site, contenders, cells(1, 10), rounds, seconds)
     found.report_ratios(report, UNSHAPED_GOALS, "not shaped")

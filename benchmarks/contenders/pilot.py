@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from benchmarks.processes import command_of, tree
 from htcondor_vpn.linux.programs import find_program
 from htcondor_vpn.testbed.gateway import SiteGateway, vpn_command
 from htcondor_vpn.testbed.logs import wait_for_log
 from htcondor_vpn.testbed.site import Site
+from htcondor_vpn.testbed.vpn_servers import Ocserv
+from htcondor_vpn.testbed.wireguard_prefix import wireguard_go
+from htcondor_vpn.testbed.wireguard_server import WireguardServer
 
 _STOP_SECONDS = 10.0
 
@@ -20,13 +24,13 @@ _TOLD = ["--set", "HTCONDOR_VPN_UP_MBPS=1", "--set", "HTCONDOR_VPN_DOWN_MBPS=1"]
 class PilotContender:
     """A pilot with `options` of `htcondor-vpn run`; commands run in its namespaces. Up inside.
 
-    `servers` are the process ids at the other end, if those are to count.
+    `servers` are the process ids at the other end, if those are to count; `forwards` as in `Contender`.
     """
 
-    forwards = False
-
-    def __init__(self, site: Site, name: str, options: Sequence[str], servers: Sequence[int] = ()) -> None:
-        self.name, self._site = name, site
+    def __init__(
+        self, site: Site, name: str, options: Sequence[str], servers: Sequence[int] = (), forwards: bool = False
+    ) -> None:
+        self.name, self.forwards, self._site = name, forwards, site
         self._options, self._servers = options, servers
         self._pilot: subprocess.Popen[bytes] | None = None
 
@@ -59,3 +63,29 @@ def stream(site: Site, gateway: SiteGateway) -> PilotContender:
     assert gateway.process is not None
     told = ["--gateway", gateway.endpoints[0], "--pin-file", str(gateway.pin_file)]
     return PilotContender(site, "stream", [*told, "--token-file", str(gateway.token_file)], [gateway.process.pid])
+
+
+@contextmanager
+def wireguard(site: Site) -> Iterator[PilotContender]:
+    """The engine wireguard, with a server of root's in the DMZ: wireguard-go at both ends."""
+    with WireguardServer(site, site.folder / "wireguard") as server:
+        assert server.process is not None
+        knobs = {"ENGINE": "wireguard", "WIREGUARD_CONFIG_FILES": server.config, "WIREGUARD_GO": wireguard_go()}
+        with PilotContender(site, "wireguard", _sets(knobs), [server.process.pid], forwards=True) as pilot:
+            yield pilot
+
+
+@contextmanager
+def openconnect(site: Site, server: Ocserv) -> Iterator[PilotContender]:
+    """The engine openconnect over TLS, with an ocserv that runs already."""
+    assert server.process is not None
+    knobs = {
+        "ENGINE": "openconnect", "GATEWAY_PIN": server.pin, "OPENCONNECT_SERVERS": server.endpoint,
+        "OPENCONNECT_CREDENTIALS_FILE": server.credentials, "OPENCONNECT_DTLS": "off",
+    }  # fmt: skip
+    with PilotContender(site, "openconnect", _sets(knobs), [server.process.pid], forwards=True) as pilot:
+        yield pilot
+
+
+def _sets(knobs: Mapping[str, object]) -> list[str]:
+    return [word for name, value in knobs.items() for word in ("--set", f"HTCONDOR_VPN_{name}={value}")]

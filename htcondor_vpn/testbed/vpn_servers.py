@@ -24,6 +24,8 @@ class Ocserv(Server):
     """
 
     as_root = True
+    #: Of nftables, in the DMZ.
+    table = _TABLE
     name, port, ready = "ocserv", 4443, rb"initialized ocserv|listening \(TCP\)"
 
     def __init__(

@@ -59,6 +59,7 @@ class WireguardServer:
         self._dmz, self.log = site.dmz, folder / "wireguard-go.log"
         self._private, self._client, self._shared = os.urandom(32), os.urandom(32), os.urandom(32)
         self._exits = ExitStack()
+        self.process: subprocess.Popen[bytes] | None = None
         self.endpoint = f"{plan.DMZ_INSIDE.v4}:{PORT}"
         self.config = folder / "wg.conf"
         self.config.touch(0o600)
@@ -93,6 +94,7 @@ class WireguardServer:
                 env={"WG_PROCESS_FOREGROUND": "1", "LOG_LEVEL": "error"},
             )  # fmt: skip
             exits.callback(_end, process)
+            self.process = process
             control = _control(process)
             asyncio.run(self._configure(control))
             ip, nft, sysctl = find_program("ip"), find_program("nft"), find_program("sysctl")
