@@ -43,6 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pin = verbs.add_parser("pin", help="print the pin by which pilots know this gateway")
     _add_run_options(pin, default=argparse.SUPPRESS)
     pin.set_defaults(act=_pin)
+    rotate = verbs.add_parser("rotate", help="change the gateway's key without losing a pilot, in two steps")
+    step = rotate.add_mutually_exclusive_group(required=True)
+    step.add_argument("--prepare", action="store_true", help="make the next key, and add its pin to gateway.pin")
+    step.add_argument("--activate", action="store_true", help="use it, once all pilots have that file")
+    _add_common_options(rotate, default=argparse.SUPPRESS)
+    rotate.set_defaults(act=_rotate)
     check = verbs.add_parser("check", help="tell whether pilots may reach a destination, and by which rule")
     check.add_argument("destination", metavar="HOST:PORT", nargs="+")
     _add_run_options(check, default=argparse.SUPPRESS)
@@ -136,6 +142,21 @@ def _pin(_args: argparse.Namespace, settings: Settings) -> int:
     from htcondor_vpn.gateway import service
 
     say(service.credentials(settings).pin)
+    return 0
+
+
+def _rotate(args: argparse.Namespace, settings: Settings) -> int:
+    from htcondor_vpn.gateway import credentials
+    from htcondor_vpn.gateway.folder import open_folder
+
+    if settings.gateway_certificate_file is not None:
+        raise UsageError("this gateway's certificate is one of your own", "renew it in its place, and it is used")
+    folder = open_folder(settings.gateway_dir)
+    if args.prepare:
+        present, following = credentials.prepare_rotation(folder)
+        say(f"{present} is in use\n{following} is the next: ship {folder / credentials.PIN} before you activate it")
+    else:
+        say(f"{credentials.activate_rotation(folder)} is in use for new connections")
     return 0
 
 

@@ -1,7 +1,8 @@
 """The gateway's key and certificate, and the pin by which the pilots know it.
 
 At the first start a gateway makes an ECDSA P-256 key and a self-signed certificate, and writes the pin to a file that
-is shipped with the pilots. As the pin is that of the public key, it outlives the certificate.
+is shipped with the pilots. As the pin is that of the public key, it outlives the certificate. A next key may be made
+while the present one is in use, so that pilots know both by the time that it takes over (as RFC 7469's backup pins).
 """
 
 from __future__ import annotations
@@ -31,14 +32,18 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from htcondor_vpn.errors import GatewayFolderError
 from htcondor_vpn.gateway.folder import check_private, locked, read_bytes, write_atomically
 
-KEY, CERTIFICATE, PIN = "gateway.key", "gateway.crt", "gateway.pin"
+KEY, CERTIFICATE, PIN, NEXT_KEY = "gateway.key", "gateway.crt", "gateway.pin", "gateway.next.key"
 VALIDITY = datetime.timedelta(days=20 * 365)
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """Where the key and the certificate (a chain, the gateway's own first) lie, and the pin of the public key."""
+    """Where the key and the certificate (a chain, the gateway's own first) lie, and the pin of the public key.
 
+    `folder` is the gateway's own, with the file of pins.
+    """
+
+    folder: Path
     certificate: Path
     key: Path
     pin: str
@@ -77,6 +82,8 @@ def own_credentials(folder: Path, names: Sequence[str]) -> Credentials:
         if not key_path.exists():
             write_atomically(key_path, _new_key(), 0o600)
             certificate_path.unlink(missing_ok=True)
+        if certificate_path.exists() and not _is_pair(certificate_path, key_path):
+            certificate_path.unlink()  # a rotation was interrupted between the two
         if not certificate_path.exists():
             write_atomically(certificate_path, _self_signed(key_path, names), 0o644)
     return given_credentials(folder, certificate_path, key_path)
@@ -88,14 +95,65 @@ def given_credentials(folder: Path, certificate: Path, key: Path) -> Credentials
     Raises `GatewayFolderError` for a key that others may read, and for what cannot be read or understood.
     """
     pin = pin_of(_load_certificate(certificate))
-    if public_pin(_load_key(key).public_key()) != pin:
+    if not _is_pair(certificate, key):
         raise GatewayFolderError(f"{key} is not the key of {certificate}", "give a matching pair in PEM form")
-    line = f"{pin}\n".encode()
-    pin_path = folder / PIN
     with locked(folder):
-        if not pin_path.exists() or read_bytes(pin_path) != line:
-            write_atomically(pin_path, line, 0o644)
-    return Credentials(certificate, key, pin)
+        _write_pins(folder, pin)
+    return Credentials(folder, certificate, key, pin)
+
+
+def prepare_rotation(folder: Path) -> tuple[str, str]:
+    """Makes the next key, if there is none yet, and adds its pin to the file that pilots get.
+
+    Returns the present pin and the next one; raises `GatewayFolderError`.
+    """
+    with locked(folder):
+        present = public_pin(_load_key(folder / KEY).public_key())
+        if not (folder / NEXT_KEY).exists():
+            write_atomically(folder / NEXT_KEY, _new_key(), 0o600)
+        return present, _write_pins(folder, present)[-1]
+
+
+def activate_rotation(folder: Path) -> str:
+    """Puts the next key into the place of the present one, with a certificate for the same names; returns its pin.
+
+    Raises `GatewayFolderError` if there is no next key.
+    """
+    with locked(folder):
+        if not (folder / NEXT_KEY).exists():
+            remedy = "run `htcondor-vpn gateway rotate --prepare`, and ship its pin first"
+            raise GatewayFolderError(f"there is no next key in {folder}", remedy)
+        names = names_of(_load_certificate(folder / CERTIFICATE))
+        _load_key(folder / NEXT_KEY)
+        (folder / NEXT_KEY).replace(folder / KEY)
+        write_atomically(folder / CERTIFICATE, _self_signed(folder / KEY, names), 0o644)
+        pin = pin_of(_load_certificate(folder / CERTIFICATE))
+        _write_pins(folder, pin)
+        return pin
+
+
+def _write_pins(folder: Path, present: str) -> list[str]:
+    """Writes the present pin, and that of the next key if there is one, to the file that pilots get; returns them."""
+    pins = [present]
+    if (folder / NEXT_KEY).exists():
+        pins.append(public_pin(_load_key(folder / NEXT_KEY).public_key()))
+    text = "".join(f"{pin}\n" for pin in pins).encode()
+    if not (folder / PIN).exists() or read_bytes(folder / PIN) != text:
+        write_atomically(folder / PIN, text, 0o644)
+    return pins
+
+
+def _is_pair(certificate: Path, key: Path) -> bool:
+    return public_pin(_load_key(key).public_key()) == pin_of(_load_certificate(certificate))
+
+
+def names_of(certificate: x509.Certificate) -> list[str]:
+    """Returns the host names and addresses that a certificate is for."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    return [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
 
 
 def pin_of(certificate: x509.Certificate) -> str:

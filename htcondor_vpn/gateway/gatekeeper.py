@@ -9,11 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from typing import Protocol
 
+from htcondor_vpn.errors import VpnError
 from htcondor_vpn.gateway.deny_list import DenyList
 from htcondor_vpn.gateway.identity import Authenticator, CredentialRefused, Identity, Presented
 from htcondor_vpn.gateway.leases import Leases
 from htcondor_vpn.gateway.tokens import KIND as OWN_TOKEN
+
+
+class _Refreshed(Protocol):
+    def refresh(self) -> None: ...
 
 
 class Gatekeeper:
@@ -67,8 +73,13 @@ class Gatekeeper:
         return None
 
     def refresh(self) -> None:
-        """Learns of changes by other processes; raises `VpnError`."""
-        self._deny_list.refresh()
-        self._leases.refresh()
-        for each in self._authenticators:
-            each.refresh()
+        """Learns of changes by other processes; raises `VpnError` after all were asked, if it cannot be told of one."""
+        problem: VpnError | None = None
+        stores: list[_Refreshed] = [self._deny_list, self._leases, *self._authenticators]
+        for each in stores:
+            try:
+                each.refresh()
+            except VpnError as error:
+                problem = problem or error
+        if problem is not None:
+            raise problem

@@ -127,13 +127,16 @@ class Roster:
 
         A change by another process cannot be waited for in SQLite, so it is asked every second whether there was one.
         """
+        problem = ""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             try:
                 self._gatekeeper.refresh()
-            except VpnError as error:
-                log.error("%s", error)
-                continue
+                problem = ""
+            except VpnError as error:  # what is known counts until it is over
+                if str(error) != problem:
+                    log.error("%s", error)
+                problem = str(error)
             verdicts = {identity: self._gatekeeper.ended(identity) for identity in set(self._identities.values())}
             for session, identity in list(self._identities.items()):
                 reason = verdicts[identity]

@@ -10,7 +10,6 @@ import asyncio
 import errno
 import logging
 import socket
-import ssl
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from htcondor_vpn.gateway.gatekeeper import Gatekeeper
 from htcondor_vpn.gateway.listening import name_of
 from htcondor_vpn.gateway.names import Names
 from htcondor_vpn.gateway.own_resources import OwnResources
+from htcondor_vpn.gateway.renewal import ServerTls
 from htcondor_vpn.gateway.resolver import Resolver
 from htcondor_vpn.gateway.roster import Limits, Roster
 from htcondor_vpn.gateway.seats import Seats
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 _OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _RETRY_SECONDS = 1.0
+_RENEW_SECONDS = 1.0
 
 
 class Gateway:
@@ -44,7 +45,7 @@ class Gateway:
 
     def __init__(
         self,
-        context: ssl.SSLContext,
+        tls: ServerTls,
         gatekeeper: Gatekeeper,
         policy: Policy,
         limits: Limits,
@@ -63,7 +64,7 @@ class Gateway:
             Echoes(connector),
         )
         self._strangers = Strangers(limits.strangers_per_address, limits.strangers, limits.handshakes_per_second)
-        self._services = Services(context, limits, gatekeeper, roster, connector, resources)
+        self._services = Services(tls, limits, gatekeeper, roster, connector, resources)
         self._tasks: dict[asyncio.Task[None], Session] = {}
         self._stop, self._kill = asyncio.Event(), asyncio.Event()
         self._draining, self._leaving = asyncio.Event(), asyncio.Event()
@@ -90,22 +91,29 @@ class Gateway:
         loop = asyncio.get_running_loop()
         stopped = loop.create_task(self._stop.wait())
         left, drained = loop.create_task(self._leaving.wait()), loop.create_task(self._drained())
-        watch = loop.create_task(self._services.roster.watch_credentials())
+        watch, renewing = loop.create_task(self._services.roster.watch_credentials()), loop.create_task(self._renew())
         accepting = [loop.create_task(self._accept(listener)) for listener in listeners]
         try:
-            await asyncio.wait([stopped, left, drained, watch, *accepting], return_when=asyncio.FIRST_COMPLETED)
+            ends = [stopped, left, drained, watch, renewing, *accepting]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             outcomes = await _cancelled(accepting)
             for listener in listeners:
                 listener.close()
             await self._end_sessions()
-            outcomes += await _cancelled([stopped, left, drained, watch])
+            outcomes += await _cancelled([stopped, left, drained, watch, renewing])
         finally:
-            await _cancelled([stopped, left, drained, watch, *accepting])
+            await _cancelled([stopped, left, drained, watch, renewing, *accepting])
             for listener in listeners:
                 listener.close()
         for outcome in outcomes:
             if isinstance(outcome, Exception):
                 raise outcome
+
+    async def _renew(self) -> None:
+        """Has new connections served with what the certificate's files hold now; runs until cancelled."""
+        while True:
+            self._services.tls.refresh()
+            await asyncio.sleep(_RENEW_SECONDS)
 
     async def _accept(self, listener: socket.socket) -> None:
         loop, roster = asyncio.get_running_loop(), self._services.roster

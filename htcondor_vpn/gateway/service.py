@@ -14,6 +14,7 @@ from htcondor_vpn.gateway.folder import open_folder
 from htcondor_vpn.gateway.inheritance import inherited, only_checks
 from htcondor_vpn.gateway.listening import listen, name_of, raise_descriptor_limit
 from htcondor_vpn.gateway.parent import Parent
+from htcondor_vpn.gateway.renewal import ServerTls
 from htcondor_vpn.gateway.roster import Limits
 from htcondor_vpn.gateway.seats import Seats
 from htcondor_vpn.gateway.worker import Equipment
@@ -44,7 +45,7 @@ def run(settings: Settings, announce: Callable[[str], None]) -> None:
     """
     former = inherited()
     found = credentials(settings)
-    context = found.server_context(settings.gateway_client_ca_file)
+    tls = ServerTls(found, settings.gateway_client_ca_file)
     connections = raise_descriptor_limit(settings.gateway_connections)
     workers = settings.gateway_workers or len(os.sched_getaffinity(0))
     limits = Limits(
@@ -70,7 +71,7 @@ def run(settings: Settings, announce: Callable[[str], None]) -> None:
         announce(found.pin)
         announce("ready")
 
-    equipment = Equipment(settings, context, limits, seats, listeners)
+    equipment = Equipment(settings, tls, limits, seats, listeners)
     Parent(equipment, workers, tell, former).run()
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 import time
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +25,7 @@ from htcondor_vpn.gateway.forward import Origin, forward
 from htcondor_vpn.gateway.gatekeeper import Gatekeeper
 from htcondor_vpn.gateway.identity import CredentialRefused, Identity, Presented
 from htcondor_vpn.gateway.own_resources import OwnResources
+from htcondor_vpn.gateway.renewal import ServerTls
 from htcondor_vpn.gateway.roster import Limits, Roster
 from htcondor_vpn.gateway.strangers import Visit
 from htcondor_vpn.special_addresses import Address
@@ -47,7 +47,7 @@ _DRAINING = ("Proxy-Status", 'htcondor-vpn; error=proxy_internal_error; details=
 class Services:
     """What the sessions of one gateway share."""
 
-    context: ssl.SSLContext
+    tls: ServerTls
     limits: Limits
     gatekeeper: Gatekeeper
     roster: Roster
@@ -105,7 +105,7 @@ class Session:
                 await self._visit.turn()
             self._first_head_until = time.monotonic() + self._services.limits.head_seconds
             with Deadline(self._services.limits.head_seconds):
-                stream = await TlsStream.server(self._sock, self._services.context)
+                stream = await TlsStream.server(self._sock, self._services.tls.context)
             self._visit.greeted()
         except (OSError, asyncio.TimeoutError) as error:  # ssl.SSLError is an OSError
             log.debug("peer=%s no TLS connection: %s", self._peer, error)

@@ -11,7 +11,6 @@ import json
 import mmap
 import signal
 import socket
-import ssl
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +20,7 @@ from typing import Any
 from htcondor_vpn.gateway.admission import gatekeeper
 from htcondor_vpn.gateway.destinations import PublicPolicy
 from htcondor_vpn.gateway.flows import PROGRESS_SECONDS
+from htcondor_vpn.gateway.renewal import ServerTls
 from htcondor_vpn.gateway.roster import Limits
 from htcondor_vpn.gateway.seats import Seats
 from htcondor_vpn.gateway.server import Gateway
@@ -39,7 +39,7 @@ class Equipment:
     """What the workers of a gateway share."""
 
     settings: Settings
-    context: ssl.SSLContext
+    tls: ServerTls
     limits: Limits
     seats: Seats
     listeners: Sequence[socket.socket]
@@ -55,7 +55,7 @@ async def _serve(equipment: Equipment, column: int, channel: Channel) -> None:
     settings = equipment.settings
     with gatekeeper(settings) as keeper:
         gateway = Gateway(
-            equipment.context, keeper, PublicPolicy(settings.gateway_allow, settings.gateway_deny), equipment.limits,
+            equipment.tls, keeper, PublicPolicy(settings.gateway_allow, settings.gateway_deny), equipment.limits,
             seats=equipment.seats, column=column,
         )  # fmt: skip
         parent = _Parent(gateway, channel)

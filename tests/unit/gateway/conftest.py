@@ -9,6 +9,7 @@ import inspect
 import itertools
 import logging
 import socket
+import ssl
 from dataclasses import replace
 
 import pytest
@@ -19,12 +20,13 @@ from htcondor_vpn.gateway.folder import open_folder
 from htcondor_vpn.gateway.gatekeeper import Gatekeeper
 from htcondor_vpn.gateway.leases import Leases
 from htcondor_vpn.gateway.listening import listen
+from htcondor_vpn.gateway.renewal import ServerTls
 from htcondor_vpn.gateway.roster import Limits
 from htcondor_vpn.gateway.server import Gateway
 from htcondor_vpn.gateway.tokens import TokenStore
 from htcondor_vpn.wire.http import HttpConnection
 from htcondor_vpn.wire.tls import TlsStream
-from htcondor_vpn.wire.trust import Trust
+from htcondor_vpn.wire.trust import Trust, pin_of
 
 DEADLINE_SECONDS = 30
 
@@ -66,7 +68,7 @@ class Running:
 
     async def start(self, limits, policy, authenticators=(), client_ca=None, **options):
         keeper = Gatekeeper([self.tokens, *authenticators], self.deny_list, self.leases)
-        self.gateway = Gateway(self.credentials.server_context(client_ca), keeper, policy, limits, **options)
+        self.gateway = Gateway(ServerTls(self.credentials, client_ca), keeper, policy, limits, **options)
         (self.listener,) = listen([("127.0.0.1", 0)])
         self.port = self.listener.getsockname()[1]
         self.serving = asyncio.ensure_future(self.gateway.serve([self.listener]))
@@ -97,6 +99,14 @@ class Running:
         self.trust.check(stream, "the test's gateway")
         self._opened.append(stream)
         return stream
+
+    async def pin(self):
+        """The pin of the key with which new connections are served."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        stream = await TlsStream.client(await self.raw(), context, None)
+        stream.abort()
+        return pin_of(stream.peer_certificate)
 
     async def client(self):
         return HttpConnection(await self.stream())

@@ -7,7 +7,7 @@ import pytest
 from cryptography import x509
 
 from htcondor_vpn.errors import GatewayFolderError
-from htcondor_vpn.gateway.credentials import given_credentials, own_credentials
+from htcondor_vpn.gateway.credentials import activate_rotation, given_credentials, own_credentials, prepare_rotation
 from htcondor_vpn.gateway.folder import open_folder
 from htcondor_vpn.wire.trust import pin_of, read_pins
 
@@ -157,3 +157,33 @@ def test_a_name_that_is_none(folder):
 def test_an_account_without_a_home_folder_has_to_name_one():
     with pytest.raises(GatewayFolderError, match="no home folder.*--dir"):
         open_folder(None)
+
+
+def test_a_rotation_in_two_steps(folder):
+    made = own_credentials(folder, ["gw.example.org", "2001:db8::1"])
+    with pytest.raises(GatewayFolderError, match="no next key"):
+        activate_rotation(folder)
+    present, following = prepare_rotation(folder)
+    assert present == made.pin != following
+    assert prepare_rotation(folder) == (present, following)
+    assert read_pins(folder / "gateway.pin") == (present, following)
+    assert own_credentials(folder, ["gw"]).pin == present
+    assert read_pins(folder / "gateway.pin") == (present, following)
+    assert mode(folder / "gateway.next.key") == 0o600
+    assert activate_rotation(folder) == following
+    assert read_pins(folder / "gateway.pin") == (following,)
+    assert not (folder / "gateway.next.key").exists()
+    renewed = own_credentials(folder, ["gw"])
+    assert renewed.pin == following
+    names = x509.load_pem_x509_certificate(renewed.certificate.read_bytes()).extensions
+    names = names.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["gw.example.org"]
+    assert [str(a) for a in names.get_values_for_type(x509.IPAddress)] == ["2001:db8::1"]
+
+
+def test_a_rotation_that_was_interrupted_is_finished_by_the_next_start(folder):
+    own_credentials(folder, ["gw"])
+    _, following = prepare_rotation(folder)
+    (folder / "gateway.next.key").replace(folder / "gateway.key")
+    assert own_credentials(folder, ["gw"]).pin == following
+    assert read_pins(folder / "gateway.pin") == (following,)

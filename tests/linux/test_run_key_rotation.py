@@ -1,0 +1,92 @@
+"""A gateway's key is changed while pilots run."""
+
+import json
+import sys
+
+import pytest
+
+from htcondor_vpn.testbed import plan
+from htcondor_vpn.testbed.gateway import PORT, SiteGateway, vpn_command
+from htcondor_vpn.testbed.logs import wait_for_log
+from htcondor_vpn.testbed.services import HTTP_PORT
+from htcondor_vpn.wire.trust import pin_of
+
+pytestmark = pytest.mark.linux
+
+#: One connection after the other, and one that stays; says how each fared, until a line comes in.
+WORK = f"""
+import http.client, select, sys
+address = "{plan.WORLD['http'].v4}", {HTTP_PORT}
+
+def ask(connection):
+    connection.request("GET", "/peer")
+    answer = connection.getresponse()
+    answer.read()
+    return answer.status == 200
+
+staying, counts = http.client.HTTPConnection(*address, timeout=30), {{"done": 0, "failed": 0}}
+ask(staying)
+print("working", flush=True)
+while not select.select([sys.stdin], [], [], 0.02)[0]:
+    try:
+        connection = http.client.HTTPConnection(*address, timeout=30)
+        counts["done"] += ask(connection)
+        connection.close()
+    except OSError as error:
+        print(error, flush=True)
+        counts["failed"] += 1
+try:
+    counts["stayed"] = ask(staying)
+except OSError:
+    counts["stayed"] = False
+print(counts, flush=True)
+"""
+
+#: Prints the certificate of the gateway, in hexadecimal.
+LOOK = """
+import socket, ssl, sys
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+with context.wrap_socket(socket.create_connection((sys.argv[1], int(sys.argv[2])), 20)) as sock:
+    print(sock.getpeercert(binary_form=True).hex())
+"""
+
+
+def pin_at(site):
+    done = site.node.run([sys.executable, "-c", LOOK, str(plan.DMZ_INSIDE.v4), str(PORT)], check=True)
+    return pin_of(bytes.fromhex(done.stdout))
+
+
+def rotate(gateway, step):
+    argv = vpn_command("gateway", "--dir", str(gateway.state_folder), "rotate", step)
+    return gateway.host.run(argv, check=True).stdout
+
+
+def test_pilots_with_both_pins_do_not_notice(site, services, tmp_path):
+    config = tmp_path / "gateway.conf"
+    config.write_text("HTCONDOR_VPN_GATEWAY_WORKERS = 2\n")
+    with SiteGateway(site.dmz, tmp_path / "gateway", "--config", str(config)) as gateway:
+        old_pins, both_pins, log = tmp_path / "old.pin", tmp_path / "both.pin", tmp_path / "pilot.log"
+        old_pins.write_bytes(gateway.pin_file.read_bytes())
+        rotate(gateway, "--prepare")
+        both_pins.write_bytes(gateway.pin_file.read_bytes())
+        following = both_pins.read_text().split()[1]
+        log.touch()
+        argv = gateway.run_argv([sys.executable, "-c", WORK], "--pin-file", str(both_pins))
+        pilot = site.node.start(argv, log=log, stdin=-1)
+        wait_for_log(log, b"^working$", pilot, timeout_seconds=60)
+        assert following in rotate(gateway, "--activate")
+        seen = 0
+        while seen < 8:  # of either process, each of which looks for itself
+            seen = seen + 1 if pin_at(site) == following else 0
+        pilot.communicate(b"enough\n", timeout=60)
+        assert pilot.returncode == 0
+        counts = json.loads(log.read_text().splitlines()[-1].replace("'", '"').replace("True", "true"))
+        assert (counts["failed"], counts["stayed"]) == (0, True), log.read_text()
+        assert counts["done"] >= 10
+        late = site.node.run(gateway.run_argv(["true"], "--pin-file", str(old_pins)))
+        assert (late.returncode, late.stderr.count("\n")) == (76, 1)
+        assert "ship its new gateway.pin" in late.stderr
+        assert site.node.run(gateway.run_argv(["true"], "--pin-file", str(both_pins))).returncode == 0
+        assert gateway.pin_file.read_text() == f"{following}\n"
+        assert "is not used" not in gateway.log.read_text()
