@@ -22,7 +22,8 @@ from htcondor_vpn.testbed.site import Site
 
 HELD, NOT_HELD = "stream", "stream, connects not held"
 _CONNECTS = 40
-_AT_ONCE = 200
+#: No more than the far side has room for in its queue of connections.
+_AT_ONCE = 64
 
 #: Prints a list of [seconds to the end of connect, seconds to the answer], of connects one after the other, and the
 #: seconds for many at once.

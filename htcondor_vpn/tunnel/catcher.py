@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
@@ -126,9 +127,8 @@ def _forward_nothing() -> None:
 def _answer_everyone() -> None:
     """Has each job be told of each connect that fails: the kernel would send six messages, and then one a second."""
     for name in ("ipv4/icmp_ratelimit", "ipv6/icmp/ratelimit"):
-        path = Path("/proc/sys/net", name)
-        if path.exists():
-            path.write_text("0")
+        with suppress(OSError):  # then the rest of them is told when their kernel asks again
+            Path("/proc/sys/net", name).write_text("0")
 
 
 def _route_to_loopback(families: set[str], besides: Iterable[Network]) -> None:

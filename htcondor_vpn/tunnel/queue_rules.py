@@ -78,7 +78,8 @@ def queue_packets(nft: str, holding: str) -> Queues:
     reasons: list[str] = []
     with ExitStack() as exits:
         try:
-            made = [exits.enter_context(make_socket(number)) for number in (HOLD_QUEUE, ECHO_QUEUE)]
+            echoes = exits.enter_context(make_socket(ECHO_QUEUE))
+            held = exits.enter_context(make_socket(HOLD_QUEUE)) if syns else None
         except OSError as error:
             reasons.append(f"nfnetlink_queue: {error.strerror}")
         else:
@@ -92,7 +93,7 @@ def queue_packets(nft: str, holding: str) -> Queues:
                     what = "connects and echo requests" if syns else "echo requests"
                     log.info("%s are held until the far side answers (%s)", what, way)
                     exits.pop_all()
-                    return Queues(made[0] if syns else None, made[1])
+                    return Queues(held, echoes)
     why = f"connects cannot be held until the far side answers: {'; '.join(reasons)}"
     if holding == "on":
         raise CatcherUnavailable(why, "modprobe nft_queue, or install iptables; or set HTCONDOR_VPN_HOLD_CONNECTS=auto")
