@@ -9,7 +9,6 @@ user namespace, who has all capabilities over it (user_namespaces(7)). Source: l
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import struct
@@ -23,9 +22,9 @@ _SOL_NETLINK = 270
 _NETLINK_NO_ENOBUFS = 5
 
 _SUBSYSTEM = 3 << 8  # NFNL_SUBSYS_QUEUE
-_PACKET, _VERDICT, _CONFIG = _SUBSYSTEM, _SUBSYSTEM | 1, _SUBSYSTEM | 2
+_PACKET, _VERDICT, _CONFIG, _VERDICT_BATCH = (_SUBSYSTEM | kind for kind in range(4))
 _CFG_CMD, _CFG_PARAMS, _CFG_MAXLEN = 1, 2, 3
-_BIND, _UNBIND = 1, 2
+_BIND = 1
 _COPY_PACKET = 2
 _PACKET_HDR, _VERDICT_HDR, _MARK, _IFINDEX_INDEV, _PAYLOAD = 1, 2, 3, 5, 10
 _NF_DROP, _NF_ACCEPT = 0, 1
@@ -33,7 +32,8 @@ _NF_DROP, _NF_ACCEPT = 0, 1
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
 _PORTS = struct.Struct("!HH")
 _GENERAL = struct.Struct("!BBH")  # struct nfgenmsg: family, version, the queue's number
-_CONFIGURING = 1  # the sequence number of what has to succeed; a verdict has 0
+_ACKNOWLEDGEMENT = struct.Struct("=IHHIIi")  # struct nlmsghdr, and the negative errno
+_ANSWER_SECONDS = 10.0  # the kernel answers before send() returns; this is for a kernel in trouble
 
 _RECEIVE_BUFFER_BYTES = 4 << 20
 _MESSAGE_BYTES = 1 << 17
@@ -58,47 +58,29 @@ class Packet(NamedTuple):
 
 
 class PacketQueue:
-    """The user's side of the queue `number`; `sock` is of `make_socket`.
+    """The user's side of a queue; `sock` is of `make_socket`.
 
-    It holds `length` packets at most, and shows the first `show_bytes` of each.
+    Packets wait for whoever uses the socket next. What was shown to another one before us, who left it without a
+    verdict, is dropped as soon as we are shown something.
     """
 
-    def __init__(self, sock: socket.socket, number: int, length: int, show_bytes: int = HEADERS_BYTES) -> None:
-        self.socket, self._number, self._length, self._show_bytes = sock, number, length, show_bytes
+    def __init__(self, sock: socket.socket, number: int) -> None:
+        self.socket, self._number = sock, number
+        self._shown = False
         sock.setblocking(False)
 
-    def start(self) -> None:
-        """Begins to be shown the queue's packets; raises OSError where the kernel has no such thing.
-
-        Drops what was shown to whoever used the socket before us and left it without a verdict.
-        """
-        self._send(_CONFIG, attribute(_CFG_CMD, struct.pack("!BxH", _UNBIND, 0)))
-        while True:
-            try:
-                self.socket.recv(_MESSAGE_BYTES)
-            except BlockingIOError:  # the kernel has done what was asked when `send` returns
-                break
-        command = attribute(_CFG_CMD, struct.pack("!BxH", _BIND, 0))
-        command += attribute(_CFG_PARAMS, struct.pack("!IB", self._show_bytes, _COPY_PACKET))
-        command += attribute(_CFG_MAXLEN, struct.pack("!I", self._length))
-        self._send(_CONFIG, command, _CONFIGURING)
-
     def receive(self) -> Packet | None:
-        """Takes the next message: a packet, or None for another one.
-
-        Raises BlockingIOError when there is none, and OSError if `start` has failed.
-        """
+        """Takes the next message: a packet, or None for another one; raises BlockingIOError when there is none."""
         data = self.socket.recv(_MESSAGE_BYTES)
-        _, kind, _, sequence, _ = _HEADER.unpack_from(data)
-        body = data[_HEADER.size :]
-        if kind == NLMSG_ERROR and sequence == _CONFIGURING:
-            (code,) = struct.unpack_from("=i", body)
-            if code:
-                raise OSError(-code, f"packets cannot be queued: {os.strerror(-code)}")
+        _, kind, _, _, _ = _HEADER.unpack_from(data)
         if kind != _PACKET:
-            return None  # among others, that a packet has gone before its verdict came
-        found = dict(attributes(body[_GENERAL.size :]))
+            return None  # a packet has gone before its verdict came
+        found = dict(attributes(data[_HEADER.size + _GENERAL.size :]))
         (number,) = struct.unpack_from("!I", found[_PACKET_HDR])
+        if not self._shown:
+            self._shown = True
+            if number > 1:
+                self._send(_VERDICT_BATCH, attribute(_VERDICT_HDR, struct.pack("!II", _NF_DROP, number - 1)))
         (interface,) = struct.unpack("!I", found.get(_IFINDEX_INDEV, bytes(4)))
         return Packet(number, interface, found.get(_PAYLOAD, b""))
 
@@ -111,16 +93,15 @@ class PacketQueue:
         """Drops a packet; raises OSError."""
         self._send(_VERDICT, attribute(_VERDICT_HDR, struct.pack("!II", _NF_DROP, number)))
 
-    def _send(self, kind: int, attributes_: bytes, sequence: int = 0) -> None:
-        body = _GENERAL.pack(socket.AF_UNSPEC, 0, self._number) + attributes_
-        flags = NLM_F_REQUEST | (NLM_F_ACK if sequence else 0)
-        self.socket.send(_HEADER.pack(_HEADER.size + len(body), kind, flags, sequence, 0) + body)
+    def _send(self, kind: int, attributes_: bytes) -> None:
+        self.socket.send(_message(kind, self._number, NLM_F_REQUEST, attributes_))
 
 
-def make_socket(number: int) -> socket.socket:
-    """Makes the socket of this network namespace's queue `number`, and tries it; raises OSError.
+def make_socket(number: int, length: int, show_bytes: int = HEADERS_BYTES) -> socket.socket:
+    """Makes this network namespace's queue `number`, and returns its socket; raises OSError.
 
-    It keeps the queue for as long as it is open, in whatever process.
+    It holds `length` packets at most, and shows the first `show_bytes` of each. The socket keeps it for as long as it
+    is open, in whatever process.
     """
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
     try:
@@ -128,16 +109,23 @@ def make_socket(number: int) -> socket.socket:
         make_room(sock, _RECEIVE_BUFFER_BYTES)
         # A packet for which there is no room is dropped, and TCP sends it again: no reason to stop reading.
         sock.setsockopt(_SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
-        queue = PacketQueue(sock, number, 1)
-        queue.start()
-        queue.receive()
-    except BlockingIOError:
-        sock.close()
-        raise OSError(errno.ENOPROTOOPT, "the kernel has no queue for packets") from None
+        command = attribute(_CFG_CMD, struct.pack("!BxH", _BIND, 0))
+        command += attribute(_CFG_PARAMS, struct.pack("!IB", show_bytes, _COPY_PACKET))
+        command += attribute(_CFG_MAXLEN, struct.pack("!I", length))
+        sock.settimeout(_ANSWER_SECONDS)
+        sock.send(_message(_CONFIG, number, NLM_F_REQUEST | NLM_F_ACK, command))
+        _, kind, _, _, _, code = _ACKNOWLEDGEMENT.unpack_from(sock.recv(_MESSAGE_BYTES))
+        if kind != NLMSG_ERROR or code:
+            raise OSError(-code, os.strerror(-code))
     except OSError:
         sock.close()
         raise
     return sock
+
+
+def _message(kind: int, number: int, flags: int, attributes_: bytes) -> bytes:
+    body = _GENERAL.pack(socket.AF_UNSPEC, 0, number) + attributes_
+    return _HEADER.pack(_HEADER.size + len(body), kind, flags, 0, 0) + body
 
 
 class Opened(NamedTuple):

@@ -16,7 +16,7 @@ from ipaddress import ip_address
 from htcondor_vpn.addresses import ECHO_QUEUE, may_send
 from htcondor_vpn.errors import VpnError
 from htcondor_vpn.linux.echoes import EchoRequest, parse_request, reply
-from htcondor_vpn.linux.nfqueue import WHOLE_BYTES, Packet, PacketQueue
+from htcondor_vpn.linux.nfqueue import Packet, PacketQueue
 from htcondor_vpn.tunnel.carrier import Address, FlowRefused
 from htcondor_vpn.tunnel.fair_share import FairShare, SharedBy, by_link
 from htcondor_vpn.tunnel.refusals import refusal_of
@@ -48,8 +48,7 @@ class EchoCarrier:
     def serve(self, sock: socket.socket, answers: Sequence[socket.socket]) -> None:
         """Starts to carry what comes to the queue of `sock`; replies go out by `answers`, one of each IP version."""
         self._answers = {6 if answer.family == socket.AF_INET6 else 4: answer for answer in answers}
-        queue = PacketQueue(sock, ECHO_QUEUE, 2 * _MAX_UNANSWERED, WHOLE_BYTES)
-        queue.start()
+        queue = PacketQueue(sock, ECHO_QUEUE)
         self._queues.append(queue)
         asyncio.get_running_loop().add_reader(sock, self._readable, queue)
 
@@ -65,9 +64,6 @@ class EchoCarrier:
             try:
                 packet = queue.receive()
             except BlockingIOError:
-                return
-            except OSError as error:
-                log.error("%s", error)
                 return
             if packet is not None:
                 self._arrived(queue, packet)

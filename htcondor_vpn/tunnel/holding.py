@@ -53,8 +53,7 @@ class Holder:
 
     def serve(self, sock: socket.socket) -> None:
         """Starts to hold what comes to the queue of `sock`."""
-        queue = PacketQueue(sock, HOLD_QUEUE, 2 * _MAX_HELD)
-        queue.start()
+        queue = PacketQueue(sock, HOLD_QUEUE)
         self._queues.append(queue)
         asyncio.get_running_loop().add_reader(sock, self._readable, queue)
 
@@ -78,9 +77,6 @@ class Holder:
             try:
                 packet = queue.receive()
             except BlockingIOError:
-                return
-            except OSError as error:
-                log.error("%s", error)
                 return
             if packet is None:
                 continue

@@ -16,8 +16,11 @@ from typing import NamedTuple
 from htcondor_vpn.addresses import ECHO_QUEUE, HOLD_QUEUE, OWN_V4, OWN_V6
 from htcondor_vpn.errors import CatcherUnavailable, ProgramMissing
 from htcondor_vpn.linux.namespaces import capabilities_to_programs
-from htcondor_vpn.linux.nfqueue import make_socket
+from htcondor_vpn.linux.nfqueue import WHOLE_BYTES, make_socket
 from htcondor_vpn.linux.programs import ProgramFailed, find_program, run_program
+
+#: How many packets the kernel holds at most; the engine decides earlier which of them it drops.
+_SYNS, _ECHOES = 4096, 512
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +81,8 @@ def queue_packets(nft: str, holding: str) -> Queues:
     reasons: list[str] = []
     with ExitStack() as exits:
         try:
-            echoes = exits.enter_context(make_socket(ECHO_QUEUE))
-            held = exits.enter_context(make_socket(HOLD_QUEUE)) if syns else None
+            echoes = exits.enter_context(make_socket(ECHO_QUEUE, _ECHOES, WHOLE_BYTES))
+            held = exits.enter_context(make_socket(HOLD_QUEUE, _SYNS)) if syns else None
         except OSError as error:
             reasons.append(f"nfnetlink_queue: {error.strerror}")
         else:

@@ -51,9 +51,6 @@ class Inside:
         self.carrier._readable(self)  # type: ignore[arg-type]
         return number
 
-    def start(self) -> None:
-        pass
-
     def receive(self) -> Packet:
         if not self._packets:
             raise BlockingIOError

@@ -70,9 +70,6 @@ class Inside:
         self.holder._readable(self)  # type: ignore[arg-type]
         return self._numbers
 
-    def start(self) -> None:
-        pass
-
     def receive(self) -> Packet:
         if not self._packets:
             raise BlockingIOError

@@ -23,7 +23,7 @@ class Kernel:
         monkeypatch.setattr(queue_rules, "run_program", self._run)
         monkeypatch.setattr(queue_rules, "find_program", self._find)
 
-    def _make_socket(self, number: int) -> socket.socket:
+    def _make_socket(self, *_: int) -> socket.socket:
         if "nfnetlink_queue" not in self.has:
             raise OSError(92, "Protocol not available")
         self.made.append(socket.socket())
