@@ -30,6 +30,7 @@ PACKAGES = {
     "openssl": "openssl",
     "squid": "squid",
     "dante-server": "danted",
+    "faketime": "faketime",
     "openconnect": "openconnect",
     "ocserv": "ocserv",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from htcondor_vpn.testbed import plan
@@ -25,11 +25,11 @@ def vpn_command(*words: str) -> list[str]:
 class SiteGateway:
     """A stream gateway on `host` as its ordinary user, with files in `folder`; a context manager, up inside.
 
-    `token_file` and `pin_file` are what a pilot needs.
+    `env` is added to its environment. `token_file` and `pin_file` are what a pilot needs.
     """
 
-    def __init__(self, host: Host, folder: Path, *options: str) -> None:
-        self.host, self.folder, self._options = host, folder, options
+    def __init__(self, host: Host, folder: Path, *options: str, env: Mapping[str, str] | None = None) -> None:
+        self.host, self.folder, self._options, self._env = host, folder, options, env
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.log = folder / "gateway.log"
         self.state_folder = folder / "gateway"
@@ -53,8 +53,9 @@ class SiteGateway:
         listen = [word for endpoint in self.endpoints for word in ("--listen", endpoint)]
         start_bytes = self.log.stat().st_size
         self.process = self.host.start(
-            vpn_command("gateway", "--dir", str(self.state_folder), *listen, *self._options), log=self.log
-        )
+            vpn_command("gateway", "--dir", str(self.state_folder), *listen, *self._options),
+            log=self.log, env=self._env,
+        )  # fmt: skip
         wait_for_log(self.log, b"^ready$", self.process, start_bytes=start_bytes)
 
     def stop(self) -> None:

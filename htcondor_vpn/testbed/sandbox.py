@@ -6,7 +6,8 @@ network namespaces, links and mounts there and has no power anywhere else. Three
     caller (waits, forwards signals) > keeper (owns the user namespace) > init (PID 1 inside, reaps) > command
 
 The keeper dies with the caller and init with the keeper (PR_SET_PDEATHSIG); when init is gone the kernel kills every
-process inside, and with them go the network namespaces, the mounts and all files in /run, TMPDIR among them.
+process inside, and with them go the network namespaces, the mounts and all files in /run, TMPDIR among them, and in
+/dev/shm.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ MARK = "HTCONDOR_VPN_SANDBOX"
 
 #: Inside: the folder for temporary files; it vanishes with the sandbox.
 TEMPORARY = Path("/run/tmp")
+
+#: Where programs leave their shared memory when they are killed (shm_overview(7)).
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 
 _OUTPUTS = "HTCONDOR_VPN_OUTPUTS"
 
@@ -175,6 +179,8 @@ def _init(argv: Sequence[str], environ: dict[str, str], channel: Channel, keeper
     mount("proc", Path("/proc"), "proc")
     mount("run", Path("/run"), "tmpfs", data="mode=755")
     TEMPORARY.mkdir()
+    if SHARED_MEMORY.is_dir():
+        mount("shm", SHARED_MEMORY, "tmpfs", data="mode=1777")
     run_program([find_program("ip", "iproute2"), "link", "set", "lo", "up"])
     environ = {
         **{name: value for name, value in environ.items() if not name.startswith("XDG_RUNTIME")},

@@ -107,7 +107,7 @@ def test_half_a_minute_without_a_link(sealed, services, gateway, link, start_pil
     link.shape(rate_mbps=300)
     pilot = start_pilot(sealed, gateway, tmp_path)
     flow = talk(pilot)
-    size = 150_000_000
+    size = 80_000_000
     (tmp_path / "upload").write_bytes(b"".join(payload.chunks(size)))
     pilot.tell(f"(curl -s {url(f'/bytes/{size}')} | sha256sum; echo downloaded) &")
     pilot.tell(f"(curl -s -T {tmp_path}/upload {url('/upload')}; echo; echo uploaded) &")

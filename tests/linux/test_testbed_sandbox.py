@@ -159,6 +159,11 @@ print(len(left), os.listdir("/run"), os.listdir("/run/netns"), len(os.listdir("/
     assert int(descriptors) <= 5
 
 
+def test_shared_memory_is_the_sandboxs_own(site: Site) -> None:
+    mounts = Path("/proc/self/mounts").read_text().splitlines()
+    assert any(line.startswith("shm /dev/shm tmpfs ") for line in mounts)
+
+
 def test_running_as_a_user_costs_little(site: Site) -> None:
     def seconds(argv: list[str]) -> float:
         import time
