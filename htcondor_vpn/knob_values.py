@@ -202,6 +202,14 @@ def issuer(text: str) -> tuple[str, Path | None]:
     return match[1], path(match[2]) if match[2] else None
 
 
+def pilot_rate(text: str) -> tuple[str, float, float]:
+    """PILOT=UP/DOWN, or PILOT=BOTH, in Mbit/s; 0 is no limit."""
+    match = re.fullmatch(r"([^=\s]+)=([0-9]+(?:\.[0-9]+)?)(?:/([0-9]+(?:\.[0-9]+)?))?", text, re.ASCII)
+    if not match:
+        raise ValueError("is not PILOT=MBPS, or PILOT=UP/DOWN in Mbit/s")
+    return match[1], float(match[2]), float(match[3] or match[2])
+
+
 def network(text: str) -> IPv4Network | IPv6Network:
     """ADDRESS or ADDRESS/PREFIX."""
     try:

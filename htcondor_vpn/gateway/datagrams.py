@@ -11,6 +11,7 @@ from htcondor_vpn.gateway.destinations import parse_target
 from htcondor_vpn.gateway.exchange import BadRequest, Head
 from htcondor_vpn.special_addresses import Address
 from htcondor_vpn.wire.datagrams import LOOK_SECONDS, PROTOCOL, TARGET_PREFIX, CapsulePipe
+from htcondor_vpn.wire.pace import FREE, Paces, takes
 from htcondor_vpn.wire.relay import Traffic
 from htcondor_vpn.wire.tls import TlsStream
 from htcondor_vpn.wire.udp import UdpPipe
@@ -38,22 +39,30 @@ def parse_request(head: Head) -> tuple[Address | str, int]:
 
 
 async def relay_datagrams(
-    stream: TlsStream, early: bytes, far: socket.socket, traffic: Traffic, idle_seconds: float = IDLE_SECONDS
+    stream: TlsStream,
+    early: bytes,
+    far: socket.socket,
+    traffic: Traffic,
+    paces: Paces = FREE,
+    idle_seconds: float = IDLE_SECONDS,
 ) -> None:
     """Relays between a pilot's stream and `far`, a connected UDP socket, until the pilot ends it or both are idle.
 
-    Both are closed then. `traffic` is counted up meanwhile. Being cancelled cuts it: the pilot sees a reset.
+    Both are closed then. Datagrams beyond `paces` are dropped. `traffic` is counted up meanwhile. Being cancelled cuts
+    it: the pilot sees a reset.
     """
     pilot, destination = CapsulePipe(stream, early), UdpPipe(far)
 
     def outward(payload: bytes | None) -> None:
-        if payload is not None and destination.send(payload):  # pilots have nothing to tell of ports
+        if payload is None:
+            return  # pilots have nothing to tell of ports
+        if takes(paces.up, len(payload)) and destination.send(payload):
             traffic.bytes_to_plain += len(payload)
 
     def inward(payload: bytes | None) -> None:
         if payload is None:
             pilot.send_unreachable()
-        elif pilot.send(payload):
+        elif takes(paces.down, len(payload)) and pilot.send(payload):
             traffic.bytes_from_plain += len(payload)
 
     try:

@@ -20,6 +20,7 @@ import h11
 
 from htcondor_vpn.wire.deadline import Deadline
 from htcondor_vpn.wire.http import MAX_HEAD_BYTES, ProtocolError
+from htcondor_vpn.wire.pace import FREE, passed
 from htcondor_vpn.wire.tls import TlsStream
 
 _READ_BYTES = 256 * 1024
@@ -49,11 +50,12 @@ class Head:
 
 
 class Exchange:
-    """One connection's requests and answers, one after the other."""
+    """One connection's requests and answers, one after the other; bodies that stream keep to `paces`."""
 
     def __init__(self, stream: TlsStream) -> None:
         self.stream = stream
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
+        self.paces = FREE
         self._closing = False
         self._method = ""
 
@@ -94,6 +96,7 @@ class Exchange:
             taken += len(event.data)
             if taken > limit_bytes:
                 raise BadRequest(f"the body has more than {limit_bytes} bytes", 413)
+            await passed(self.paces.up, len(event.data))
             yield bytes(event.data)
 
     async def body(self, limit_bytes: int) -> bytes:
@@ -107,6 +110,7 @@ class Exchange:
     async def send(self, data: bytes) -> None:
         """Sends a part of an answer's body."""
         await self._send(h11.Data(data=data))
+        await passed(self.paces.down, len(data))
 
     async def end(self) -> None:
         """Ends an answer's body."""

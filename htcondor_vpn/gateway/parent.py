@@ -18,12 +18,14 @@ from importlib.metadata import version
 from typing import Any
 
 from htcondor_vpn.errors import LimitReached, VpnError, by_name
+from htcondor_vpn.gateway.allocation import PERIOD_SECONDS, Allocator
 from htcondor_vpn.gateway.control import Answer, ControlSocket, reply
 from htcondor_vpn.gateway.inheritance import Heir, Inheritance, execute_anew, start_check
 from htcondor_vpn.gateway.ledger_link import LedgerLink
 from htcondor_vpn.gateway.seats import COLUMNS
+from htcondor_vpn.gateway.shares import Rates
 from htcondor_vpn.gateway.tally import Tally
-from htcondor_vpn.gateway.worker import Equipment, work
+from htcondor_vpn.gateway.worker import Equipment, batches, work
 from htcondor_vpn.linux.channel import Channel
 from htcondor_vpn.linux.children import Child, fork_child
 from htcondor_vpn.linux.loop import Loop
@@ -61,8 +63,8 @@ class _Worker:
                 self.child.channel.send(self._untold[0])
                 self._untold.pop(0)
         except BlockingIOError:
-            # How things stand is told again every second: only orders have to be kept.
-            self._untold = [message for message in self._untold if "standing" not in message]
+            # How things stand is told again before long: only orders have to be kept.
+            self._untold = [message for message in self._untold if not {"standing", "rates"} & message.keys()]
         except OSError:
             self._untold.clear()  # it has ended
 
@@ -80,9 +82,10 @@ class Parent:
     """`run` returns when the gateway has ended; `announce` is called with its `lines` once connections are served."""
 
     def __init__(
-        self, equipment: Equipment, count: int, announce: Callable[[], None], inheritance: Inheritance | None = None
+        self, equipment: Equipment, announce: Callable[[], None], inheritance: Inheritance | None = None
     ) -> None:
-        self._equipment, self._count, self._announce = equipment, count, announce
+        self._equipment, self._announce = equipment, announce
+        self._allocator = Allocator(equipment.rates)
         self._generation = 1 if inheritance is None else inheritance.generation + 1
         self._started = time.time() if inheritance is None else inheritance.started
         self._loop, self._tally = Loop(), Tally()
@@ -102,7 +105,7 @@ class Parent:
 
     def run(self) -> None:
         """Makes the workers and keeps them until the gateway was told to end, and they have; raises `VpnError`."""
-        for _ in range(self._count):
+        for _ in range(self._equipment.processes):
             self._start_worker()
         started = self._loop.run_until(lambda: self._failure is not None or self._all_ready(), _START_SECONDS)
         if self._failure is not None or not started:
@@ -117,6 +120,8 @@ class Parent:
                 worker.tell({"retire": True})
         self._announce()
         self._tick()
+        if self._equipment.rates != Rates():
+            self._allocate()
         self._loop.run_until(lambda: not self._workers and self._ending)
         control.close()
         self._ledger.close()
@@ -174,6 +179,8 @@ class Parent:
             worker.heard(message)
         if "sums" in message:
             self._tally.add(worker.child.pid, message["sums"])
+        if "needs" in message:
+            self._allocator.heard(worker.child.pid, message["needs"], more=message["more"])
         if "records" in message:
             self._ledger.tell({"records": message["records"]})
         if "error" in message:
@@ -190,6 +197,7 @@ class Parent:
         self._workers.remove(worker)
         self._equipment.seats.clear(worker.column)
         self._tally.gone(worker.child.pid)
+        self._allocator.gone(worker.child.pid)
         self._ledger.tell({"gone": worker.instance})
         if worker.retired or self._ending:
             return
@@ -210,13 +218,23 @@ class Parent:
             worker.tell({"standing": standing})
         self._loop.after(_TICK_SECONDS, self._tick)
 
+    def _allocate(self) -> None:
+        """Tells the workers at which rates they may carry whose bytes."""
+        rates = self._allocator.rates()
+        for worker in self._workers:
+            for batch in batches(rates.get(worker.child.pid, ())):
+                worker.tell({"rates": batch})
+        self._loop.after(PERIOD_SECONDS, self._allocate)
+
     def _flows(self) -> int:
         return sum(worker.flows for worker in self._workers)
 
     def _load(self) -> float:
-        """How busy the processes are that take new connections, 0 to 1."""
+        """How busy it is, 0 to 1: the processes that take new connections, or the rates that it is allowed."""
         loads = [worker.load for worker in self._workers if not worker.retired]
-        return sum(loads) / len(loads) if loads else 0.0
+        up, down = self._equipment.rates.total
+        total = self._tally.total
+        return min(1.0, max(sum(loads) / max(1, len(loads)), total.up_bps / 8 / up, total.down_bps / 8 / down))
 
     # What it is told to do
 
@@ -312,7 +330,7 @@ class Parent:
     # What it tells
 
     def _status(self) -> Answer:
-        limits = self._equipment.limits
+        limits, settings = self._equipment.limits, self._equipment.settings
         total = self._tally.total.as_json()
         return {
             "version": version("htcondor-vpn"), "pid": os.getpid(), "generation": self._generation,
@@ -320,7 +338,11 @@ class Parent:
             "draining": self._draining, "stopping": self._stopping,
             "load": round(max(self._load(), self._equipment.seats.total() / limits.connections), 3),
             "connections": self._equipment.seats.total(),
-            "limits": {"connections": limits.connections, "connections_per_token": limits.connections_per_token},
+            "limits": {
+                "connections": limits.connections, "connections_per_token": limits.connections_per_token,
+                "up_mbps": settings.gateway_up_mbps, "down_mbps": settings.gateway_down_mbps,
+                "pilot_up_mbps": settings.gateway_pilot_up_mbps, "pilot_down_mbps": settings.gateway_pilot_down_mbps,
+            },
             "ledger": self._ledger.state,
             **total, "flows": self._flows(),
             "workers": [

@@ -14,6 +14,7 @@ from htcondor_vpn.gateway.flows import Flows
 from htcondor_vpn.gateway.gatekeeper import Gatekeeper
 from htcondor_vpn.gateway.identity import Identity
 from htcondor_vpn.gateway.seats import Seats
+from htcondor_vpn.gateway.shares import Rates, Shares
 from htcondor_vpn.gateway.standing import Standing
 from htcondor_vpn.wire.deadline import Deadline
 
@@ -55,8 +56,16 @@ class Connected(Protocol):
 class Roster:
     """The sessions, and whose each is."""
 
-    def __init__(self, limits: Limits, gatekeeper: Gatekeeper, seats: Seats | None = None, column: int = 0) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        gatekeeper: Gatekeeper,
+        seats: Seats | None = None,
+        column: int = 0,
+        shares: Shares | None = None,
+    ) -> None:
         self.flows = Flows()
+        self.shares = shares or Shares(Rates())
         self.draining = False  # whether flows are begun no more
         self.told: Standing | None = None  # by a parent, which knows the other processes too
         self._limits, self._gatekeeper = limits, gatekeeper

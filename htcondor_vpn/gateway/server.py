@@ -26,6 +26,7 @@ from htcondor_vpn.gateway.resolver import Resolver
 from htcondor_vpn.gateway.roster import Limits, Roster
 from htcondor_vpn.gateway.seats import Seats
 from htcondor_vpn.gateway.session import Services, Session
+from htcondor_vpn.gateway.shares import Shares
 from htcondor_vpn.gateway.strangers import Strangers
 from htcondor_vpn.wire.dialing import tune
 from htcondor_vpn.wire.tls import reset
@@ -54,8 +55,9 @@ class Gateway:
         families: Families | None = None,
         seats: Seats | None = None,
         column: int = 0,
+        shares: Shares | None = None,
     ) -> None:
-        roster = Roster(limits, gatekeeper, seats, column)
+        roster = Roster(limits, gatekeeper, seats, column, shares)
         connector = Connector(policy, Names(), limits.connect_seconds)
         resources = OwnResources(
             families or Families(policy if isinstance(policy, PublicPolicy) else PublicPolicy()),

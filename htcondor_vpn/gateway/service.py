@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from htcondor_vpn.gateway.parent import Parent
 from htcondor_vpn.gateway.renewal import ServerTls
 from htcondor_vpn.gateway.roster import Limits
 from htcondor_vpn.gateway.seats import Seats
+from htcondor_vpn.gateway.shares import Rates
 from htcondor_vpn.gateway.worker import Equipment
 from htcondor_vpn.settings import Settings
 
@@ -71,8 +73,20 @@ def run(settings: Settings, announce: Callable[[str], None]) -> None:
         announce(found.pin)
         announce("ready")
 
-    equipment = Equipment(settings, tls, limits, seats, listeners)
-    Parent(equipment, workers, tell, former).run()
+    Parent(Equipment(settings, tls, limits, rates(settings), workers, seats, listeners), tell, former).run()
+
+
+def rates(settings: Settings) -> Rates:
+    """Returns the limits of rates in bytes a second."""
+
+    def limit(mbps: float) -> float:
+        return mbps * 1e6 / 8 if mbps else math.inf
+
+    return Rates(
+        (limit(settings.gateway_up_mbps), limit(settings.gateway_down_mbps)),
+        (limit(settings.gateway_pilot_up_mbps), limit(settings.gateway_pilot_down_mbps)),
+        tuple((pattern, limit(up), limit(down)) for pattern, up, down in settings.gateway_pilot_rates),
+    )
 
 
 def _names(settings: Settings) -> list[str]:

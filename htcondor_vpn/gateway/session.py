@@ -127,6 +127,7 @@ class Session:
                 pilot = await self._admitted(exchange, head)
                 if pilot is None:
                     break
+                exchange.paces = self._services.roster.shares.of(pilot.name)
                 if self._services.roster.draining and not _for_ourselves(head):
                     await exchange.answer(503, [_DRAINING, *_RETRY_LATER], b"this gateway drains\n", close=True)
                     break
@@ -222,7 +223,7 @@ class Session:
                 return False
             with plain:
                 early = await exchange.become_flow()
-                await relay(exchange.stream, plain, early, flow.traffic)
+                await relay(exchange.stream, plain, early, flow.traffic, exchange.paces)
         return True
 
     async def _datagrams(self, exchange: Exchange, head: Head, pilot: Identity) -> bool:
@@ -237,7 +238,7 @@ class Session:
                 return False
             with far:
                 early = await exchange.upgrade(GRANTED)
-                await relay_datagrams(exchange.stream, early, far, flow.traffic)
+                await relay_datagrams(exchange.stream, early, far, flow.traffic, exchange.paces)
         return True
 
     async def _forward(self, exchange: Exchange, head: Head, pilot: Identity) -> None:

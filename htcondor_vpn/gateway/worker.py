@@ -18,12 +18,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from htcondor_vpn.gateway.admission import gatekeeper
+from htcondor_vpn.gateway.allocation import PERIOD_SECONDS
 from htcondor_vpn.gateway.destinations import PublicPolicy
 from htcondor_vpn.gateway.flows import PROGRESS_SECONDS
 from htcondor_vpn.gateway.renewal import ServerTls
 from htcondor_vpn.gateway.roster import Limits
 from htcondor_vpn.gateway.seats import Seats
 from htcondor_vpn.gateway.server import Gateway
+from htcondor_vpn.gateway.shares import Rates, Shares
 from htcondor_vpn.gateway.standing import Standing
 from htcondor_vpn.linux.channel import MAX_BYTES, Channel
 from htcondor_vpn.linux.namespaces import die_with_parent
@@ -41,6 +43,8 @@ class Equipment:
     settings: Settings
     tls: ServerTls
     limits: Limits
+    rates: Rates
+    processes: int
     seats: Seats
     listeners: Sequence[socket.socket]
 
@@ -56,15 +60,18 @@ async def _serve(equipment: Equipment, column: int, channel: Channel) -> None:
     with gatekeeper(settings) as keeper:
         gateway = Gateway(
             equipment.tls, keeper, PublicPolicy(settings.gateway_allow, settings.gateway_deny), equipment.limits,
-            seats=equipment.seats, column=column,
+            seats=equipment.seats, column=column, shares=Shares(equipment.rates, equipment.processes),
         )  # fmt: skip
         parent = _Parent(gateway, channel)
         parent.say({"ready": True})
-        reporting = asyncio.ensure_future(parent.report_on())
+        reporting = [asyncio.ensure_future(parent.report_on())]
+        if equipment.rates != Rates():
+            reporting.append(asyncio.ensure_future(parent.tell_needs()))
         try:
             await gateway.serve(equipment.listeners)
         finally:
-            reporting.cancel()
+            for task in reporting:
+                task.cancel()
             parent.last_words()
 
 
@@ -88,6 +95,8 @@ class _Parent:
             self._gateway.stop()
             return
         message, _ = received
+        if "rates" in message:
+            self._gateway.roster.shares.set_rates(message["rates"])
         if "standing" in message:
             told = message["standing"]
             self._gateway.roster.told = Standing(told["flows"], told["load"], told["draining"])
@@ -124,10 +133,24 @@ class _Parent:
             "flows": len(flows), "instance": flows.instance, "forgotten": flows.forgotten,
             "cpu_seconds": time.process_time(), "memory_bytes": _memory_bytes(),
         })  # fmt: skip
-        for batch in batches(flows.sums()):
+        sums = flows.sums()
+        for batch in batches(sums):
             self.say({"sums": batch})
+        self._gateway.roster.shares.forget_all_but({pilot for pilot, running, *_ in sums if running})
         for batch in batches([*flows.ended(), *(flows.progress() if progress else ())]):
             self.say({"records": batch})
+
+    async def tell_needs(self) -> None:
+        """Tells what the pilots need, where there are limits; runs until cancelled."""
+        needed = False
+        while True:
+            await asyncio.sleep(PERIOD_SECONDS)
+            needs = self._gateway.roster.shares.needs()
+            for first, batch in enumerate(batches(needs)):
+                self.say({"needs": batch, "more": first > 0})
+            if needed and not needs:
+                self.say({"needs": [], "more": False})
+            needed = bool(needs)
 
     def last_words(self) -> None:
         """Tells what there is still to tell, though it take the parent a moment to hear it."""

@@ -13,6 +13,7 @@ import ssl
 from collections.abc import Callable
 from typing import cast
 
+from htcondor_vpn.wire.pace import FREE, Paces
 from htcondor_vpn.wire.relay_plain import PlainFlow
 from htcondor_vpn.wire.silence import done_or_silent
 from htcondor_vpn.wire.stream import Stream
@@ -27,15 +28,21 @@ _scratch = memoryview(bytearray(CHUNK_BYTES))
 _plaintext = memoryview(bytearray(CHUNK_BYTES + 32 * 1024))
 
 
-async def relay(stream: Stream, plain: socket.socket, early: bytes = b"", traffic: Traffic | None = None) -> Traffic:
+async def relay(
+    stream: Stream, plain: socket.socket, early: bytes = b"", traffic: Traffic | None = None, paces: Paces = FREE
+) -> Traffic:
     """Relays until both directions have ended or either side is reset; both sockets are closed afterwards.
 
     `early` is payload that was read from `stream` already. `traffic`, if given, is counted up while the flow runs.
+    `paces` bound how fast it is read, where `stream` is a TLS connection.
     Being cancelled cuts the flow: both peers see a reset; and so does a peer that vanished without a word.
     """
     traffic = traffic or Traffic()
     flow: _TlsFlow | PlainFlow
-    flow = _TlsFlow(stream, plain, traffic) if isinstance(stream, TlsStream) else PlainFlow(stream, plain, traffic)
+    if isinstance(stream, TlsStream):
+        flow = _TlsFlow(stream, plain, traffic, paces)
+    else:
+        flow = PlainFlow(stream, plain, traffic)
     try:
         flow.start(early)
         await done_or_silent(flow.finished, (stream.sock, plain))
@@ -47,11 +54,13 @@ async def relay(stream: Stream, plain: socket.socket, early: bytes = b"", traffi
 class _TlsFlow:
     """The two directions: `tls` to `plain` (decrypting), and `plain` to `tls` (encrypting)."""
 
-    def __init__(self, stream: TlsStream, plain: socket.socket, traffic: Traffic) -> None:
+    def __init__(self, stream: TlsStream, plain: socket.socket, traffic: Traffic, paces: Paces) -> None:
         self.loop = asyncio.get_running_loop()
         self.finished: asyncio.Future[None] = self.loop.create_future()
         self.stream, self.tls_sock, self.plain = stream, stream.sock, plain
         self.traffic = traffic
+        self.up, self.down = paces
+        self.up_waits = self.down_waits = False  # for its turn, by its pace
         self.to_plain: memoryview | None = None  # decrypted, not yet taken by the plain side
         self.to_tls: memoryview | None = None  # encrypted, not yet taken by the TLS side's socket
         self.tls_ended = self.plain_ended = False  # that side will send no more
@@ -68,6 +77,7 @@ class _TlsFlow:
 
     def close(self) -> None:
         """Releases both sockets; cuts them unless both directions ended by themselves."""
+        self.finished.cancel()  # so that a turn that comes now is none
         for sock in (self.tls_sock, self.plain):
             if sock.fileno() >= 0:
                 self.loop.remove_reader(sock)
@@ -98,7 +108,14 @@ class _TlsFlow:
     # TLS to plain
 
     def _tls_readable(self) -> None:
-        count = self.tls_sock.recv_into(_scratch)
+        room = 0  # as much as there is
+        if self.up is not None:
+            room = 0 if self.up_waits else self.up.room(self._up_again)
+            if not room:
+                self.up_waits = True
+                self.loop.remove_reader(self.tls_sock)
+                return
+        count = self.tls_sock.recv_into(_scratch, room)
         if count == 0:
             if not self.tls_ended:
                 raise ConnectionResetError("the connection ended without close_notify")
@@ -106,6 +123,12 @@ class _TlsFlow:
             return
         self.stream.incoming.write(_scratch[:count])
         self._decrypt()
+
+    def _up_again(self) -> None:
+        self.up_waits = False
+        if not self.finished.done() and self.to_plain is None:
+            self.loop.add_reader(self.tls_sock, self._guarded, self._tls_readable)
+            self._guarded(self._tls_readable)
 
     def _decrypt(self, count: int = 0) -> None:
         """Decrypts all that has come, so that `incoming` holds at most a part of a record afterwards.
@@ -126,6 +149,8 @@ class _TlsFlow:
             self._send_to_tls()
         if count:
             self.traffic.bytes_to_plain += count
+            if self.up is not None:
+                self.up.spend(count)
             self._send_to_plain(_plaintext[:count])
         elif self.tls_ended:
             self._shut_plain()
@@ -163,14 +188,29 @@ class _TlsFlow:
 
     # Plain to TLS
 
+    def _down_again(self) -> None:
+        self.down_waits = False
+        if not self.finished.done() and self.to_tls is None and not self.plain_ended:
+            self.loop.add_reader(self.plain, self._guarded, self._plain_readable)
+            self._guarded(self._plain_readable)
+
     def _plain_readable(self) -> None:
-        count = self.plain.recv_into(_scratch)
+        room = 0
+        if self.down is not None:
+            room = 0 if self.down_waits else self.down.room(self._down_again)
+            if not room:
+                self.down_waits = True
+                self.loop.remove_reader(self.plain)
+                return
+        count = self.plain.recv_into(_scratch, room)
         if count == 0:
             self.plain_ended = True
             self.loop.remove_reader(self.plain)
             self.stream.notify_close()
         else:
             self.traffic.bytes_from_plain += count
+            if self.down is not None:
+                self.down.spend(count)
             self.stream.tls.write(_scratch[:count])
         if self.to_tls is None:
             self._send_to_tls()

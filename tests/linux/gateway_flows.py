@@ -2,16 +2,48 @@
 
 import asyncio
 import contextlib
+import json
 import socket
 import time
+from pathlib import Path
 
 from htcondor_vpn.testbed import plan
+from htcondor_vpn.testbed.gateway import SiteGateway, vpn_command
 from htcondor_vpn.wire.http import HttpConnection
 from htcondor_vpn.wire.tls import TlsStream
 from htcondor_vpn.wire.trust import Trust, read_pins
 
 ECHO = (str(plan.WORLD["http"].v4), 7007)
 PATIENCE_SECONDS = 60
+
+
+class OperatedGateway(SiteGateway):
+    """A gateway of two workers whose operator the test is."""
+
+    def __init__(self, site, folder, **knobs):
+        file = folder / "gateway.conf"
+        knobs = {"WORKERS": 2, **knobs}
+        file.write_text("".join(f"HTCONDOR_VPN_GATEWAY_{name} = {value}\n" for name, value in knobs.items()))
+        super().__init__(site.dmz, folder, "--config", str(file))
+
+    def operate(self, *words, check=True):
+        return self.host.run(vpn_command("gateway", *words, "--dir", str(self.state_folder)), check=check)
+
+    def status(self):
+        return json.loads(self.operate("status", "--json").stdout)
+
+    def workers(self):
+        return [worker["pid"] for worker in self.status()["workers"]]
+
+    def children(self):
+        """The workers, and the ledger's process."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [int(pid) for pid in children]
+
+    def ledger(self, by="outcome"):
+        done = self.operate("ledger", "--by", by, "--json", check=False)
+        assert done.returncode == 0 or "cannot be read" in done.stderr  # it is being made
+        return json.loads(done.stdout or "[]")
 
 
 class Refused(Exception):
@@ -66,6 +98,10 @@ class Client:
         return connection.stream
 
 
+def run(body):
+    asyncio.run(asyncio.wait_for(body, 2 * PATIENCE_SECONDS))
+
+
 async def echoes(stream, data=b"x" * 1000):
     """Sends through a flow and takes it back."""
     await stream.write(data)
@@ -87,8 +123,8 @@ async def until(condition, seconds=PATIENCE_SECONDS):
 
 
 @contextlib.asynccontextmanager
-async def echo_server(site, address=ECHO):
-    """Serves echoes in the world, in this loop."""
+async def echo_server(site, address=ECHO, serve=None):
+    """Serves echoes in the world, in this loop; or what the coroutine function `serve` does with a socket."""
     loop, tasks, socks = asyncio.get_running_loop(), set(), []
     with site.world.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -100,7 +136,7 @@ async def echo_server(site, address=ECHO):
             while True:
                 sock, _ = await loop.sock_accept(listener)
                 socks.append(sock)
-                tasks.add(loop.create_task(_echo(sock)))
+                tasks.add(loop.create_task((serve or _echo)(sock)))
 
         tasks.add(loop.create_task(accept()))
         try:
@@ -119,3 +155,30 @@ async def _echo(sock):
         sock.setblocking(False)
         while data := await loop.sock_recv(sock, 65536):
             await loop.sock_sendall(sock, data)
+
+
+async def source(sock):
+    """Sends without end."""
+    loop = asyncio.get_running_loop()
+    with sock, contextlib.suppress(OSError):
+        sock.setblocking(False)
+        while True:
+            await loop.sock_sendall(sock, bytes(65536))
+
+
+@contextlib.contextmanager
+def operated(site, folder):
+    """Yields what starts a gateway: `start(CONNECTIONS=10)` returns it, and a pilot's side."""
+    pairs = []
+
+    def start(**knobs):
+        gateway = OperatedGateway(site, folder, **knobs).__enter__()
+        pairs.append((gateway, Client(site, gateway)))
+        return pairs[-1]
+
+    try:
+        yield start
+    finally:
+        for gateway, client in pairs:
+            client.close()
+            gateway.stop()

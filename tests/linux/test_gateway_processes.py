@@ -4,63 +4,17 @@ import asyncio
 import json
 import os
 import signal
-from pathlib import Path
 
 import pytest
-from gateway_flows import PATIENCE_SECONDS, Client, Refused, echo_server, echoes, until
-
-from htcondor_vpn.testbed.gateway import SiteGateway, vpn_command
+from gateway_flows import PATIENCE_SECONDS, Refused, echo_server, echoes, operated, run, until
 
 STATE = "/.well-known/htcondor-vpn"
 
 
-class Gateway(SiteGateway):
-    """A gateway of two workers whose operator the test is."""
-
-    def __init__(self, site, folder, **knobs):
-        file = folder / "gateway.conf"
-        knobs = {"WORKERS": 2, **knobs}
-        file.write_text("".join(f"HTCONDOR_VPN_GATEWAY_{name} = {value}\n" for name, value in knobs.items()))
-        super().__init__(site.dmz, folder, "--config", str(file))
-
-    def operate(self, *words, check=True):
-        return self.host.run(vpn_command("gateway", *words, "--dir", str(self.state_folder)), check=check)
-
-    def status(self):
-        return json.loads(self.operate("status", "--json").stdout)
-
-    def workers(self):
-        return [worker["pid"] for worker in self.status()["workers"]]
-
-    def children(self):
-        """The workers, and the ledger's process."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return [int(pid) for pid in children]
-
-    def ledger(self, by="outcome"):
-        done = self.operate("ledger", "--by", by, "--json", check=False)
-        assert done.returncode == 0 or "cannot be read" in done.stderr  # it is being made
-        return json.loads(done.stdout or "[]")
-
-
 @pytest.fixture
 def start(site, tmp_path):
-    """Starts a gateway with knobs: `start(CONNECTIONS=10)`; a pilot's side comes with it."""
-    pairs = []
-
-    def start(**knobs):
-        gateway = Gateway(site, tmp_path, **knobs).__enter__()
-        pairs.append((gateway, Client(site, gateway)))
-        return pairs[-1]
-
-    yield start
-    for gateway, client in pairs:
-        client.close()
-        gateway.stop()
-
-
-def run(body):
-    asyncio.run(asyncio.wait_for(body, 2 * PATIENCE_SECONDS))
+    with operated(site, tmp_path) as start:
+        yield start
 
 
 async def alive(stream):

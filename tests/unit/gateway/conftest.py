@@ -132,10 +132,13 @@ def running(tmp_path):
     numbers = itertools.count()
 
     @contextlib.asynccontextmanager
-    async def start(*, policy=None, resolver=None, families=None, authenticators=(), client_ca=None, **limits):
+    async def start(
+        *, policy=None, resolver=None, families=None, authenticators=(), client_ca=None, shares=None, **limits
+    ):
         gateway = Running(tmp_path / f"gateway-{next(numbers)}")
         families = families or BothFamilies()
         options = {"resolver": resolver, "families": families, "authenticators": authenticators, "client_ca": client_ca}
+        options["shares"] = shares
         await gateway.start(replace(Limits(grace_seconds=5), **limits), policy or LoopbackOnly(), **options)
         try:
             yield gateway
