@@ -1,4 +1,4 @@
-"""Limits of rates hold over all workers of a gateway, and pilots share them fairly, by the gateway's own count."""
+"""Limits of rates hold over all workers of a gateway, and pilots share them fairly."""
 
 import asyncio
 import time
@@ -13,36 +13,33 @@ def start(site, tmp_path):
         yield start
 
 
-async def take(stream):
+async def take(stream, counts, pilot):
     while True:
-        await stream.read(262144)
+        data = await stream.read(262144)
+        counts[pilot] += len(data)
 
 
-async def rates(gateway, settle_seconds=2.0, seconds=4.0):
-    """Mbit/s down of each pilot."""
-
-    def counts():
-        told = gateway.status()["pilots"]
-        return {pilot: count["bytes_down"] for pilot, count in told.items()}, time.monotonic()
-
-    loop = asyncio.get_running_loop()
+async def rates(counts, settle_seconds=2.0, seconds=4.0):
+    """Mbit/s of each pilot."""
     await asyncio.sleep(settle_seconds)
-    before, since = await loop.run_in_executor(None, counts)
+    before, since = dict(counts), time.monotonic()
     await asyncio.sleep(seconds)
-    after, until = await loop.run_in_executor(None, counts)
-    return {pilot: (count - before.get(pilot, 0)) * 8 / 1e6 / (until - since) for pilot, count in after.items()}
+    elapsed = time.monotonic() - since
+    return {pilot: (count - before[pilot]) * 8 / 1e6 / elapsed for pilot, count in counts.items()}
 
 
 def test_pilots_with_different_numbers_of_flows_share_a_limit(site, start):
     gateway, client = start(DOWN_MBPS=60, PILOT_RATES="slow=5")
     tokens = {name: gateway.token("add", name).strip() for name in ("one", "four", "nine", "slow")}
-    counts = {"one": 1, "four": 4, "nine": 9, "slow": 2}
+    wanted = {"one": 1, "four": 4, "nine": 9, "slow": 2}
 
     async def body():
         async with echo_server(site, serve=source):
-            flows = [await client.flow(token=tokens[name]) for name, count in counts.items() for _ in range(count)]
-            tasks = [asyncio.ensure_future(take(stream)) for stream in flows]
-            found = await rates(gateway)
+            counts, tasks = dict.fromkeys(wanted, 0), []
+            for name in [name for name, count in wanted.items() for _ in range(count)]:
+                stream = await client.flow(token=tokens[name])
+                tasks.append(asyncio.ensure_future(take(stream, counts, name)))
+            found = await rates(counts)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
