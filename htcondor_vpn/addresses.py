@@ -41,6 +41,10 @@ MAX_JOBS = JOB_LINKS_V4.num_addresses // 2
 WIREGUARD_V4 = IPv4Network("198.18.128.0/17")
 WIREGUARD_V6 = IPv6Network("fd68:7463:6f6e:2::/64")
 
+#: The pilots of an ocserv gateway; ocserv itself has the first address of each.
+OCSERV_V4 = IPv4Network("198.18.64.0/18")
+OCSERV_V6 = IPv6Network("fd68:7463:6f6e:3::/64")
+
 #: Interface names; the number of the job network follows. `JOB_LINK` is the broker's end of the veth.
 JOB_LINK = "htvj"
 JOB_UPLINK_SHAPER = "htvi"

@@ -179,9 +179,10 @@ KNOBS: tuple[Knob, ...] = (
     _knob("JOB_WRAPPER", "path", "", "", is_a.path,
           """The site's own USER_JOB_WRAPPER, for ours has taken its place: it is run inside the job's network, with the
           job's command as its arguments."""),
-    _knob("GATEWAY_KIND", "word", "", "stream", is_a.choice("stream", "wireguard"),
+    _knob("GATEWAY_KIND", "word", "", "stream", is_a.choice("stream", "wireguard", "ocserv"),
           """Gateway: what `htcondor-vpn gateway` runs: `stream`, a gateway of ours for the engine `stream`;
-          `wireguard`, a WireGuard server for the engine of that name, and for every other client of WireGuard."""),
+          `wireguard`, a WireGuard server for the engine of that name, and for every other client of WireGuard;
+          `ocserv`, an AnyConnect server for the engine `openconnect` and other clients of that protocol."""),
     _knob("GATEWAY_WIREGUARD_ENDPOINT", "HOST:PORT", "", "", is_a.endpoint,
           """Gateway: where pilots reach the WireGuard server, as it stands in the files that are made for them. It
           listens at that UDP port of all its addresses. Default: the host's name, port 51820."""),

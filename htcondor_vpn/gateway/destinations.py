@@ -26,7 +26,7 @@ def _networks(*texts: str) -> tuple[Network, ...]:
 
 
 #: RFC 1918, RFC 6598, RFC 4193, and the local-use translation prefix of RFC 8215.
-_PRIVATE = _networks("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7", "64:ff9b:1::/48")
+PRIVATE = _networks("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7", "64:ff9b:1::/48")
 
 #: Global unicast (RFC 4291): what lies outside, and is not private, has no use assigned.
 _GLOBAL_V6 = IPv6Network("2000::/3")
@@ -86,7 +86,7 @@ class PublicPolicy:
         for network, reason in NEVER:
             if address in network:
                 return reason
-        if any(address in network for network in _PRIVATE):
+        if any(address in network for network in PRIVATE):
             return None if self._allowed(address) else "private"
         if isinstance(address, IPv6Address) and address not in _GLOBAL_V6:
             return "reserved"

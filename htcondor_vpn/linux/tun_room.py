@@ -31,8 +31,10 @@ _SYSCTLS = Path("/proc/sys/net")
 _QUIET = {"accept_ra": "0", "autoconf": "0", "addr_gen_mode": "1", "dad_transmits": "0"}
 
 
-def fork_room() -> tuple[int, Channel]:
+def fork_room(as_root: bool = False) -> tuple[int, Channel]:
     """Forks the process; returns its number and a channel to it. It ends when the channel does, or its parent.
+
+    In the user namespace it has the uid that it had, or is root.
 
     It first says {"ready": true} with descriptors of its namespaces (`KINDS`), or {"error", "cause", "remedy"}. Raises
     OSError where there can be no further process. Then it does what it is asked, in order, and answers each message:
@@ -47,13 +49,13 @@ def fork_room() -> tuple[int, Channel]:
         return pid, ours
     with suppress(BaseException):  # whatever it is: a forked child must not go on in its parent's code
         close_all_but({0, 1, 2, theirs.fileno()})
-        _serve(theirs)
+        _serve(theirs, 0 if as_root else None)
     os._exit(0)
 
 
-def _serve(channel: Channel) -> None:
+def _serve(channel: Channel, inside_id: int | None) -> None:
     try:
-        new_user_namespace(CLONE_NEWNET | CLONE_NEWNS)
+        new_user_namespace(CLONE_NEWNET | CLONE_NEWNS, inside_uid=inside_id, inside_gid=inside_id)
         die_with_parent(SIGKILL)  # the new capabilities have reset it
         keep_mounts_to_ourselves()
         _make_quiet()

@@ -21,7 +21,7 @@ from htcondor_vpn.errors import NamespacesUnavailable, ProgramMissing, VpnError
 from htcondor_vpn.linux.mounts import hide
 from htcondor_vpn.linux.namespaces import capabilities_to_programs, die_with_parent
 from htcondor_vpn.linux.programs import find_program, run_program
-from htcondor_vpn.linux.seccomp import suspend_udp_sockets
+from htcondor_vpn.linux.seccomp import suspend_sockets
 
 #: The first version with segmentation offload; one before makes its sockets in a way that cannot be told from others.
 OLDEST = 20231211
@@ -88,7 +88,7 @@ def start(program: str, link: str) -> Started:
         def in_child() -> None:
             capabilities_to_programs()
             try:
-                listener = suspend_udp_sockets()
+                listener = suspend_sockets()
             except VpnError as error:
                 theirs.send(str(error).encode())
                 raise

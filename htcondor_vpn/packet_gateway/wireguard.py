@@ -18,30 +18,19 @@ from contextlib import suppress
 from typing import Any
 
 from htcondor_vpn.addresses import JOB_LINK, WIREGUARD_V4, WIREGUARD_V6
-from htcondor_vpn.errors import ListenError, NamespacesUnavailable, VpnError, by_name
-from htcondor_vpn.gateway.connector import Connector
-from htcondor_vpn.gateway.destinations import PublicPolicy
-from htcondor_vpn.gateway.families import Families
+from htcondor_vpn.errors import ListenError, NamespacesUnavailable, VpnError
 from htcondor_vpn.gateway.folder import open_folder
 from htcondor_vpn.gateway.listening import raise_descriptor_limit
-from htcondor_vpn.gateway.names import Names
-from htcondor_vpn.gateway.resolver import Resolver
-from htcondor_vpn.gateway.roster import Limits
 from htcondor_vpn.gateway.wireguard_pilots import WireguardPilot, WireguardPilots, public_key, server_key
 from htcondor_vpn.linux import wireguard_go
-from htcondor_vpn.linux.channel import Channel
-from htcondor_vpn.linux.children import fork_child
-from htcondor_vpn.packet_gateway.host_carrier import HostCarrier
+from htcondor_vpn.packet_gateway.inner import caught, host_engine
 from htcondor_vpn.packet_gateway.pilots_engine import PilotsEngine
 from htcondor_vpn.settings import PREFIX, Settings
-from htcondor_vpn.tunnel.catcher import catch, find_nft
-from htcondor_vpn.tunnel.engine import EngineReport, InnerSockets
-from htcondor_vpn.tunnel.members import Lone
-from htcondor_vpn.tunnel.pool import Pool
+from htcondor_vpn.tunnel.catcher import find_nft
+from htcondor_vpn.tunnel.engine import EngineReport
 from htcondor_vpn.tunnel.tun_namespace import TunConfig, TunNamespace
 from htcondor_vpn.tunnel.wireguard_config import DEFAULT_MTU
 from htcondor_vpn.tunnel.wireguard_process import WireguardProcess
-from htcondor_vpn.wire.dialing import tune
 from htcondor_vpn.wire.wireguard import key_text
 
 DEFAULT_PORT = 51820
@@ -104,12 +93,10 @@ class _Server:
     @classmethod
     async def make(cls, settings: Settings, program: str, nft: str, pilots: WireguardPilots) -> _Server:
         """Makes the namespace and begins to serve what will be caught there; raises `VpnError` or OSError."""
-        policy = PublicPolicy(settings.gateway_allow)
-        carrier = HostCarrier(Connector(policy, Names(), Limits().connect_seconds), Resolver(), Families(policy))
-        engine = PilotsEngine(Pool("host", [Lone(carrier)], settings.probe_interval, settings.probe_timeout))
+        engine = host_engine(settings)
         namespace = await TunNamespace.make()
         try:
-            engine.serve(_caught(namespace, nft, settings.hold_connects))
+            engine.serve(caught(namespace, nft, settings.hold_connects))
         except BaseException:
             namespace.close()
             raise
@@ -185,30 +172,6 @@ class _Server:
         if self._process is not None:
             self._process.end()
         self._namespace.close()
-
-
-def _caught(namespace: TunNamespace, nft: str, holding: str) -> InnerSockets:
-    """Has connections and datagrams in the namespace caught, and returns the sockets to serve; raises `VpnError`."""
-
-    def work(channel: Channel) -> None:
-        namespace.enter()
-        sockets = catch(nft, ("ipv4", "ipv6"), True, holding)
-        channel.send({"kinds": sockets.kinds()}, [sock.fileno() for sock in sockets.all()])
-
-    child = fork_child("catcher", work, signal.pthread_sigmask(signal.SIG_BLOCK, ()), namespace.descriptors)
-    try:
-        received = child.channel.receive()
-    finally:
-        child.reap()
-    if received is None:
-        raise NamespacesUnavailable("connections cannot be caught: the process that tried has died")
-    message, descriptors = received
-    if "error" in message:
-        raise by_name(message["error"], message["cause"], message["remedy"])
-    sockets = InnerSockets.adopt(descriptors, message["kinds"])
-    for listener in sockets.flows:  # what is accepted inherits it: a node may vanish without a word
-        tune(listener)
-    return sockets
 
 
 def _must_be_free(port: int) -> None:

@@ -70,10 +70,13 @@ class TunNamespace:
         asyncio.get_running_loop().add_reader(channel.fileno(), self._answered)
 
     @classmethod
-    async def make(cls) -> TunNamespace:
-        """Makes one; raises `NamespacesUnavailable`, `LimitReached` or OSError."""
+    async def make(cls, as_root: bool = False) -> TunNamespace:
+        """Makes one, in which we are root if a program insists on that.
+
+        Raises `NamespacesUnavailable`, `LimitReached` or OSError.
+        """
         try:
-            made = cls(*fork_room())
+            made = cls(*fork_room(as_root))
         except OSError as error:
             if (limit := LimitReached.of(error)) is not None:
                 raise limit from error

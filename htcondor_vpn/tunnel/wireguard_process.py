@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import os
 import select
@@ -36,7 +35,7 @@ class WireguardProcess:
     def _asked(self) -> None:
         """Makes the sockets that it asks for: the node's."""
         try:
-            seccomp.answer(self._started.listener, functools.partial(socket.socket, type=socket.SOCK_DGRAM))
+            seccomp.answer(self._started.listener, socket.socket)
         except OSError as error:
             log.warning("wireguard-go to %s gets no socket: %s", self._name, error)
 

@@ -9,18 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from htcondor_vpn.errors import NamespacesUnavailable
-from htcondor_vpn.linux.seccomp import socket_filter
+from htcondor_vpn.linux.seccomp import Suspended, socket_filter
 
 ALLOW, NOTIFY, REFUSE = 0x7FFF0000, 0x7FC00000, 0x00050000 | errno.ENOSYS
 X86_64, AARCH64, I386 = (0xC000003E, 41), (0xC00000B7, 198), (0x40000003, 359)
 UDP = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 
 
-def judged(machine, architecture, number, *arguments):
+def judged(machine, architecture, number, *arguments, suspended=Suspended.NON_BLOCKING_UDP):
     """What the filter for `machine` returns for a call: classic BPF, as far as the filter uses it."""
     words = [*arguments, 0, 0, 0, 0, 0, 0][:6]
     data = struct.pack("<IIQ6Q", number & 0xFFFFFFFF, architecture, 0, *words)
-    program = list(struct.iter_unpack("<HBBI", socket_filter(machine)))
+    program = list(struct.iter_unpack("<HBBI", socket_filter(machine, suspended)))
     at = accumulator = 0
     while True:
         code, if_true, if_false, value = program[at]
@@ -69,6 +69,16 @@ def test_nothing_else_is_touched(machine, number, family, kind):
     expected = NOTIFY if number == socket_call and inet and udp else ALLOW
     assert judged(name, architecture, number, family, kind) == expected
     assert judged(name, architecture, socket_call, family, kind) == (NOTIFY if inet and udp else ALLOW)
+
+
+@pytest.mark.parametrize(("machine", "known"), [("x86_64", X86_64), ("aarch64", AARCH64)])
+def test_what_is_suspended_by_its_protocol(machine, known):
+    how = {"suspended": Suspended.WITH_PROTOCOL}
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for kind, protocol in ((socket.SOCK_STREAM, socket.IPPROTO_TCP), (UDP, socket.IPPROTO_UDP)):
+            assert judged(machine, *known, family, kind, protocol, **how) == NOTIFY
+            assert judged(machine, *known, family, kind, 0, **how) == ALLOW
+    assert judged(machine, *known, socket.AF_NETLINK, socket.SOCK_RAW, 15, **how) == ALLOW
 
 
 def test_a_machine_we_do_not_know():

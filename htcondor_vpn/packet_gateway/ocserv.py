@@ -1,0 +1,206 @@
+"""An AnyConnect server (ocserv), for the engine `openconnect` and every other client of that protocol.
+
+As root it runs on this host as it is, and the kernel forwards what pilots send, in this host's name (`kernel_nat`). As
+an ordinary user it runs in a namespace of its own, where packets end: what comes out is caught there, as in a pilot's
+own namespace, and goes on from this host as connections and datagrams of this process. The sockets at which pilots
+arrive are this host's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from htcondor_vpn.addresses import JOB_LINK, OCSERV_V4, OCSERV_V6, PILOT_V4, PILOT_V6
+from htcondor_vpn.errors import ConfigError, ListenError, NamespacesUnavailable
+from htcondor_vpn.gateway.folder import write_atomically
+from htcondor_vpn.gateway.listening import listen, raise_descriptor_limit
+from htcondor_vpn.gateway.ocserv_users import OcservUsers
+from htcondor_vpn.gateway.service import credentials
+from htcondor_vpn.linux.programs import find_program
+from htcondor_vpn.packet_gateway.inner import caught, host_engine
+from htcondor_vpn.packet_gateway.kernel_nat import KernelNat, own_name_servers
+from htcondor_vpn.packet_gateway.ocserv_process import OcservProcess
+from htcondor_vpn.settings import Settings
+from htcondor_vpn.tunnel.catcher import find_nft
+from htcondor_vpn.tunnel.tun_namespace import TunNamespace
+
+#: To the catcher it is a job's link, whose pilots may ask the resolver. A number follows.
+_DEVICE = f"{JOB_LINK}-oc"
+_CLIENTS = 4096
+
+_READY_SECONDS = 20.0
+_LOOK_SECONDS = 0.1
+_USERS_SECONDS = 1.0
+_RESTART_SECONDS = 0.5
+
+log = logging.getLogger(__name__)
+
+
+def run(settings: Settings, announce: Callable[[str], None]) -> None:
+    """Runs the gateway until SIGTERM or SIGINT; raises `VpnError` if it cannot start, or its namespace is lost.
+
+    `announce` gets a line for the port, the pin, and `ready`.
+    """
+    find_program("ocserv")
+    found = credentials(settings)
+    host, port = _endpoint(settings)
+    for sock in listen(settings.gateway_listen):  # ocserv itself would only write it into its log
+        sock.close()
+    raise_descriptor_limit(settings.gateway_connections)
+    users = OcservUsers(settings.gateway_dir)
+    if not users.list():
+        log.warning("there are no users yet: `htcondor-vpn gateway ocserv add NAME` makes one")
+    as_root = os.geteuid() == 0
+    single_uid = not as_root or _has_one_uid()
+    if single_uid:
+        log.warning("ocserv is told that it has dropped its privileges: it keeps the one account that there is here")
+    config = users.folder / "ocserv.conf"
+    text = _render(
+        folder=users.folder, certificate=found.certificate, key=found.key, host=host, port=port, clients=_CLIENTS,
+        single_uid=single_uid, device=_DEVICE, network_v4=OCSERV_V4, network_v6=OCSERV_V6,
+        name_servers=own_name_servers() if as_root else [PILOT_V4, PILOT_V6],
+    )  # fmt: skip
+    write_atomically(config, text.encode(), 0o600)
+
+    async def serve() -> None:
+        async with AsyncExitStack() as exits:
+            server = _Server(config, users, single_uid, (host or "127.0.0.1", port))
+            if as_root:
+                exits.enter_context(KernelNat(_DEVICE, settings.gateway_allow, settings.gateway_deny))
+            else:
+                await server.make_namespace(settings, exits)
+            await server.start()
+            exits.push_async_callback(server.end)
+            announce(f"listening on TCP and UDP port {port}")
+            announce(found.pin)
+            announce("ready")
+            await server.serve()
+
+    asyncio.run(serve())
+
+
+class _Server:
+    """ocserv with its `config`, which answers at `endpoint`, and what carries on what its pilots send."""
+
+    def __init__(self, config: Path, users: OcservUsers, single_uid: bool, endpoint: tuple[str, int]) -> None:
+        self._config, self._users, self._single_uid, self._endpoint = config, users, single_uid, endpoint
+        self._namespace: TunNamespace | None = None
+        self._tasks: list[asyncio.Future[Any]] = []
+        self._process: OcservProcess | None = None
+        self._names = set(users.list())
+
+    async def make_namespace(self, settings: Settings, exits: AsyncExitStack) -> None:
+        """Makes the namespace, and begins to serve what will be caught there; raises `VpnError`, OSError."""
+        engine = host_engine(settings)
+        self._namespace = await TunNamespace.make(as_root=True)
+        exits.callback(self._namespace.close)
+        engine.serve(caught(self._namespace, find_nft(), settings.hold_connects))
+        self._tasks = [asyncio.ensure_future(work) for work in (
+            engine.run(lambda report: None if report.up else log.warning("%s", report.cause)), self._namespace.lost(),
+        )]  # fmt: skip
+        exits.push_async_callback(self._stop_engine)
+        exits.push_async_callback(engine.finish)
+
+    async def _stop_engine(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def start(self) -> None:
+        """Starts ocserv and returns when it answers; raises `ListenError`."""
+        self._process = await OcservProcess.start(self._config, self._namespace, self._single_uid)
+        ended = asyncio.ensure_future(self._process.ended())
+        try:
+            deadline = asyncio.get_running_loop().time() + _READY_SECONDS
+            while not await self._answers():
+                if ended.done() or asyncio.get_running_loop().time() > deadline:
+                    await self._process.end()
+                    raise ListenError("ocserv does not start", "its own words are in the log")
+                await asyncio.sleep(_LOOK_SECONDS)
+        finally:
+            ended.cancel()
+
+    async def _answers(self) -> bool:
+        try:
+            _, writer = await asyncio.open_connection(*self._endpoint)
+        except OSError:
+            return False
+        writer.close()
+        return True
+
+    async def serve(self) -> None:
+        """Serves until a signal comes; raises `VpnError` when the namespace is lost."""
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        stopped = asyncio.ensure_future(stop.wait())
+        keeping = [asyncio.ensure_future(self._keep_running()), asyncio.ensure_future(self._keep_users())]
+        try:
+            await asyncio.wait([stopped, *keeping, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
+            for task in (*keeping, *self._tasks):
+                if task.done():
+                    task.result()
+                    raise NamespacesUnavailable("the gateway's namespace was lost", "start it again")
+        finally:
+            for task in (stopped, *keeping):
+                task.cancel()
+            await asyncio.gather(stopped, *keeping, return_exceptions=True)
+
+    async def _keep_running(self) -> None:
+        """Starts ocserv again when it has ended; pilots log in again, and what is open stays open."""
+        while True:
+            assert self._process is not None
+            code = await self._process.ended()
+            log.error("ocserv ended with code %s and is started again", code)
+            await self._process.end()
+            await asyncio.sleep(_RESTART_SECONDS)
+            await self.start()
+
+    async def _keep_users(self) -> None:
+        """Has a user who is revoked thrown out, by all logging in again: ocserv asks for no password in a session."""
+        while True:
+            await asyncio.sleep(_USERS_SECONDS)
+            now = set(self._users.list())
+            if gone := self._names - now:
+                log.info("revoked: %s", " ".join(sorted(gone)))
+                assert self._process is not None
+                await self._process.end()  # and so it is started again
+            self._names = now
+
+    async def end(self) -> None:
+        if self._process is not None:
+            await self._process.end()
+
+
+def _endpoint(settings: Settings) -> tuple[str, int]:
+    """The one host (empty for all) and port where ocserv can listen; raises `ConfigError`."""
+    hosts = {host for host, _ in settings.gateway_listen}
+    ports = {port for _, port in settings.gateway_listen}
+    everywhere = hosts <= {"::", "0.0.0.0"}  # noqa: S104
+    if len(ports) > 1 or not (everywhere or len(hosts) == 1):
+        cause = "ocserv listens at one address, or all, and at one port"
+        raise ConfigError(cause, "change HTCONDOR_VPN_GATEWAY_LISTEN")
+    return "" if everywhere else hosts.pop(), ports.pop()
+
+
+def _has_one_uid() -> bool:
+    """Whether root here is one of a user namespace with no other account."""
+    return sum(int(line.split()[2]) for line in Path("/proc/self/uid_map").read_text().splitlines()) == 1
+
+
+def _render(**values: object) -> str:
+    environment = Environment(
+        loader=PackageLoader("htcondor_vpn.gateway"), undefined=StrictUndefined, keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701  it is no HTML
+    )  # fmt: skip
+    return environment.get_template("ocserv.conf").render(**values)
