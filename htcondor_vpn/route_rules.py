@@ -18,7 +18,7 @@ from htcondor_vpn.special_addresses import NEVER, Address, Network
 TUNNEL, DIRECT, REJECT, GATEWAY, ENGINE = "tunnel", "direct", "reject", "gateway", "engine"
 _WAYS = "tunnel, direct, reject, gateway HOST:PORT or engine NAME"
 _ALL_PORTS = 0, 65535
-_MAX_RULES = 256
+_MAX_RULES = 100  # all of them are in each report of the engine, which is one message
 
 
 class RouteRule(NamedTuple):

@@ -71,9 +71,16 @@ def _text(report: dict[str, Any], now: float) -> str:
             f"  bytes    {report['bytes_in']} in, {report['bytes_out']} out",
             f"  jobs     {report['jobs']} with a network, {report['flows']} flows",
             f"  process  {report['pid']}",
+            *(map(_gateway, report["gateways"]) if len(report["gateways"]) > 1 else ()),
             *map(_route, report["routes"]),
         ]
     return "\n".join(lines)
+
+
+def _gateway(gateway: dict[str, Any]) -> str:
+    if not gateway["up"]:
+        return f"  by       {plain(gateway['name'])}, down: {plain(gateway['reason'])}"
+    return f"  by       {plain(gateway['name'])}, load {gateway['load']:.2f}{', draining' * gateway['draining']}"
 
 
 def _route(route: dict[str, Any]) -> str:

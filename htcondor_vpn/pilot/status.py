@@ -84,6 +84,7 @@ class TunnelStatus:
             families=report.families,
             transport=report.transport if up else "",
             holds_connects=self.holds_connects,
+            gateways=tuple(asdict(carrier) for carrier in report.carriers),
             routes=tuple(asdict(route) for route in report.routes),
             reason=self.reason,
         ).write(self._run_dir)

@@ -116,6 +116,7 @@ def parse_state(text: str) -> Fields:
         "families": document.get("families"),
         "transport": _word(document, "transport", TRANSPORTS, default=""),
         "holds_connects": document.get("holds_connects", False),
+        "gateways": [_gateway(gateway) for gateway in document.get("gateways", ())],
         "routes": [_route(route) for route in document.get("routes", ())],
         "updated": _number(document, "updated", 0, MAX_INTEGER),
     }
@@ -129,13 +130,22 @@ def parse_state(text: str) -> Fields:
     return fields
 
 
+def _gateway(gateway: Any) -> Fields:
+    _require(gateway, {"name": str, "up": bool, "draining": bool, "reason": str})
+    return {**gateway, "load": _number(gateway, "load", 0, 1)}
+
+
 def _route(route: Any) -> Fields:
-    if not isinstance(route, dict):
-        raise ValueError("routes is not a list of objects")
-    for name, kind in (("to", str), ("by", str), ("up", bool), ("reason", str)):
-        if type(route.get(name)) is not kind:
-            raise ValueError(f"a route's {name} is not what it should be")
+    _require(route, {"to": str, "by": str, "up": bool, "reason": str})
     return {**route, "flows": _integer(route, "flows", 0, MAX_INTEGER)}
+
+
+def _require(item: Any, fields: dict[str, type]) -> None:
+    if not isinstance(item, dict):
+        raise ValueError("a list of objects has something else in it")
+    for name, kind in fields.items():
+        if type(item.get(name)) is not kind:
+            raise ValueError(f"{name} in a list of objects is not what it should be")
 
 
 def _integer(document: Fields, name: str, low: int, high: int, default: int | None = None) -> int:

@@ -38,6 +38,8 @@ class State:
     transport: str = ""
     #: Whether an application's connect waits for the far side's answer.
     holds_connects: bool = False
+    #: All that the engine has to carry traffic: objects with `name`, `up`, `load`, `draining` and `reason`.
+    gateways: tuple[dict[str, Any], ...] = ()
     #: What leads elsewhere than to the gateway: objects with `to`, `by`, `up`, `flows` and `reason`.
     routes: tuple[dict[str, Any], ...] = ()
     #: Why the state is what it is, for people.
@@ -71,7 +73,8 @@ class State:
         """Reads a run folder's state.json as it stands. Raises OSError, and ValueError for a file that is damaged."""
         fields = advertiser.read_state(os.fspath(run_dir))
         del fields["version"]
-        return cls(**{**fields, "families": tuple(fields["families"]), "routes": tuple(fields["routes"])})
+        lists = {name: tuple(fields[name]) for name in ("families", "gateways", "routes")}
+        return cls(**{**fields, **lists})
 
     def word(self, now: float | None = None) -> str:
         """Returns the state in force: "stopped" if the supervisor is gone, "unknown" if it has fallen silent."""

@@ -9,6 +9,10 @@ from typing import Any, Protocol
 
 from htcondor_vpn.errors import VpnError, by_name
 
+#: How much of a reason, and how many carriers, an engine tells: a report is one message on a channel.
+REASON_LENGTH = 120
+MOST_CARRIERS = 32
+
 
 @dataclass(frozen=True)
 class RouteReport:
@@ -25,13 +29,28 @@ class RouteReport:
 
 
 @dataclass(frozen=True)
+class CarrierReport:
+    """One of several gateways (or proxies, …), by `name`: its `load`, 0 to 1, and whether it drains, as it says.
+
+    While it is not `up`, `reason` says why.
+    """
+
+    name: str
+    up: bool = True
+    load: float = 0.0
+    draining: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class EngineReport:
     """What an engine knows now. Rates in Mbit/s, latency in ms, bytes are payload since the engine's start.
 
     `engine` is the kind in use, where it chooses among several, and `gateway` what carries. `families` are those that
     can be reached, of "ipv4" and "ipv6", and `udp` whether datagrams are carried, be it to some destinations only;
     `transport` is how packets travel, with an engine that sends packets. While `up` is false, `error` names the class
-    in `errors.py`, and `cause` and `remedy` say why.
+    in `errors.py`, and `cause` and `remedy` say why. `carriers` are all that the engine in use has, also those that do
+    not work.
     """
 
     up: bool
@@ -49,6 +68,7 @@ class EngineReport:
     error: str = ""
     cause: str = ""
     remedy: str = ""
+    carriers: tuple[CarrierReport, ...] = ()
     routes: tuple[RouteReport, ...] = ()
 
     def message(self) -> dict[str, Any]:
@@ -57,7 +77,9 @@ class EngineReport:
     @classmethod
     def from_message(cls, message: dict[str, Any]) -> EngineReport:
         routes = tuple(RouteReport(**route) for route in message["routes"])
-        return cls(**{**message, "families": tuple(message["families"]), "routes": routes})
+        carriers = tuple(CarrierReport(**carrier) for carrier in message["carriers"])
+        families = tuple(message["families"])
+        return cls(**{**message, "families": families, "carriers": carriers, "routes": routes})
 
     def exception(self) -> VpnError:
         return by_name(self.error, self.cause, self.remedy)

@@ -10,6 +10,7 @@ from typing import Any
 
 from htcondor_vpn.errors import GatewayUnreachable, VpnError
 from htcondor_vpn.tunnel.carrier import Answer, Carrier
+from htcondor_vpn.tunnel.engine import REASON_LENGTH, CarrierReport
 from htcondor_vpn.tunnel.health import HealthMonitor
 from htcondor_vpn.tunnel.members import Member
 from htcondor_vpn.wire.deadline import Revocable, cancel
@@ -63,6 +64,11 @@ class Followed:
 
     def healthy(self) -> list[Healthy]:
         return [Healthy(each, self._member, found) for each, found in self._found.items() if isinstance(found, Answer)]
+
+    def told(self) -> list[CarrierReport]:
+        if self._unknown is not None:
+            return [CarrierReport(self._member.name, up=False, reason=self._unknown.cause[:REASON_LENGTH])]
+        return [_report(carrier.name, found) for carrier, found in self._found.items()]
 
     def revocable(self, carrier: Carrier) -> Revocable:
         """To be put around what goes through a carrier that works: raises GatewayUnreachable when that is lost."""
@@ -140,3 +146,9 @@ class Followed:
             self._lost.set()
         elif isinstance(what, Answer) and not isinstance(before, Answer):
             log.info("%s works", carrier.name)
+
+
+def _report(name: str, found: Answer | VpnError | None) -> CarrierReport:
+    if isinstance(found, Answer):
+        return CarrierReport(name, load=found.load, draining=found.draining)
+    return CarrierReport(name, up=False, reason=found.cause[:REASON_LENGTH] if found else "it has not answered yet")

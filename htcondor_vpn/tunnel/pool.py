@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from htcondor_vpn.errors import GatewayUnreachable, VpnError
 from htcondor_vpn.tunnel.carrier import Address, Carrier
+from htcondor_vpn.tunnel.engine import MOST_CARRIERS, CarrierReport
 from htcondor_vpn.tunnel.followed import Followed, Healthy
 from htcondor_vpn.tunnel.health import most_telling
 from htcondor_vpn.tunnel.members import Member
@@ -64,6 +65,10 @@ class Pool:
     def healthy(self) -> list[Healthy]:
         """What is known of the carriers that work, in the order in which they are configured."""
         return [known for followed in self._followed for known in followed.healthy()]
+
+    def told(self) -> tuple[CarrierReport, ...]:
+        """What there is to tell of each carrier, of those that do not work too."""
+        return tuple(report for followed in self._followed for report in followed.told())[:MOST_CARRIERS]
 
     @property
     def families(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from htcondor_vpn.route_rules import RouteRule
 from htcondor_vpn.special_addresses import Address, never, unmapped
 from htcondor_vpn.tunnel.carrier import FlowRefused
 from htcondor_vpn.tunnel.direct import DirectFlows
-from htcondor_vpn.tunnel.engine import RouteReport
+from htcondor_vpn.tunnel.engine import REASON_LENGTH, RouteReport
 from htcondor_vpn.tunnel.ladder import Ladder
 from htcondor_vpn.wire.datagrams import DatagramPipe
 from htcondor_vpn.wire.dialing import HOST, SocketSource
@@ -90,7 +90,7 @@ class Route:
 
     def told(self) -> RouteReport:
         now = self.ladder.now if self.ladder else None
-        reason = now.cause if isinstance(now, VpnError) else ""
+        reason = now.cause[:REASON_LENGTH] if isinstance(now, VpnError) else ""
         return RouteReport(self.rule.destination, self.rule.by, up=not reason, flows=self.flows, reason=reason)
 
 

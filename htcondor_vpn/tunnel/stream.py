@@ -149,6 +149,7 @@ class StreamEngine:
                 latency_ms=first.answer.latency_ms,
                 up_mbps=up_mbps,
                 down_mbps=down_mbps,
+                carriers=now.told(),
                 **counters,
             )
         )

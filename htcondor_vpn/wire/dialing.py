@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
@@ -84,6 +85,11 @@ async def _attempt(endpoint: Endpoint, source: SocketSource, segment_bytes: int)
         if segment_bytes:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, segment_bytes)
         await asyncio.get_running_loop().sock_connect(sock, address)
+    except OSError as error:
+        sock.close()
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno)) from error  # asyncio's own words are for programmers
     except BaseException:
         sock.close()
         raise

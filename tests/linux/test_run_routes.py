@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import storage_site
 from engine_site import sets, trusting
+from shell_pilot import wait_until
 from storage_site import Storage
 
 from htcondor_vpn.testbed import plan
@@ -105,6 +106,8 @@ def test_only_what_is_listed_leaves_beside_the_tunnel(site, services, gateway, s
         assert running.ask(stored(4)) == NODE_V4
         assert running.ask(stored(6)) == str(plan.NODE.v6)
         assert running.ask(udp(storage_site.V4, storage_site.V6)).split() == 6 * ["ok"]
+        for address in (storage_site.V4, storage_site.V6):
+            assert " 0% packet loss" in running.ask(f"ping -c 1 -W 20 {address}")
         assert flows(gateway) == before
         assert running.ask(get("http.site.example")) == str(plan.DMZ_OUTSIDE.v4)
         assert "10.1.0.1" not in running.ask(get("10.1.0.1:8080") + "; echo")
@@ -176,8 +179,8 @@ def test_another_engine_carries_what_is_led_to_it(services, gateway, dante, pilo
     before = flows(gateway)
     assert running.ask(until_it_works(get("203.0.113.20"))) == str(plan.DMZ_OUTSIDE.v4)
     assert flows(gateway) == before
-    (route,) = running.state()["routes"]
-    assert (route["by"], route["up"]) == ("engine socks5", True)
+    (route,) = wait_until(lambda: [each for each in running.state()["routes"] if each["up"]])
+    assert route["by"] == "engine socks5"
     running.end()
 
 

@@ -166,8 +166,9 @@ def test_one_that_falls_silent_is_left_and_taken_back(services, first, another, 
         until_logged(running, f"{first.endpoints[0]} is left")
         print(f"left after {time.monotonic() - begin:.1f} s")
         assert running.ask(many(4)).split() == 4 * ["1000"]  # at once, or the time would not do
-        assert running.state()["state"] == "up"
-        assert running.state()["gateway"] == second.endpoints[0]
+        state = running.state()
+        assert (state["state"], state["gateway"]) == ("up", second.endpoints[0])
+        assert [(each["name"], each["up"]) for each in state["gateways"]] == [(names[0], False), (names[1], True)]
     until_logged(running, f"{names[0]} is left(.|\n)*{names[0]} works")
     counted = Counted(first, second)
     assert running.ask(many(4)).split() == 4 * ["1000"]

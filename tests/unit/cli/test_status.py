@@ -47,6 +47,24 @@ def test_one_that_is_up(place: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "2 with a network" in text
 
 
+def test_several_gateways_and_routes(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gateways = (
+        {"name": "gw:1 at 192.0.2.1", "up": True, "load": 0.314, "draining": True, "reason": ""},
+        {"name": "gw:1 at 192.0.2.2", "up": False, "load": 0.0, "draining": False, "reason": "it is silent"},
+    )
+    route = {"to": "10.8.0.0/16", "by": "direct", "up": True, "flows": 3, "reason": ""}
+    pilot(place, "1", state="up", gateways=gateways, routes=(route, {**route, "up": False, "reason": "gone"}))
+    assert main(["status"]) == 0
+    text = capsys.readouterr().out
+    assert "  by       gw:1 at 192.0.2.1, load 0.31, draining\n" in text
+    assert "  by       gw:1 at 192.0.2.2, down: it is silent\n" in text
+    assert "  route    10.8.0.0/16 direct, 3 flows\n" in text
+    assert "  route    10.8.0.0/16 direct, 3 flows, down: gone\n" in text
+    pilot(place, "2", state="up", gateways=gateways[:1])
+    main(["status", "--run-dir", str(place / "htcondor-vpn-2")])
+    assert " by  " not in capsys.readouterr().out  # it says no more than the line above
+
+
 def test_as_json(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = pilot(place, "1", state="down", reason="no answer")
     assert main(["status", "--json"]) == 3

@@ -112,6 +112,7 @@ def test_a_zombie_is_dead() -> None:
     assert advertiser.is_alive(os.getpid())
 
 
+GATEWAY = {"name": "gw:1", "up": True, "load": 0.5, "draining": False, "reason": ""}
 ROUTE = {"to": "10.8.0.0/16", "by": "direct", "up": True, "flows": 1, "reason": ""}
 
 
@@ -126,6 +127,7 @@ ROUTE = {"to": "10.8.0.0/16", "by": "direct", "up": True, "flows": 1, "reason": 
         {"latency_ms": -1}, {"latency_ms": float("nan")}, {"latency_ms": True}, {"up_mbps": 1e10}, {"down_mbps": "1"},
         {"bytes_in": 1.5}, {"bytes_in": 2**63}, {"bytes_out": -1}, {"bytes_out": None}, {"flows": None}, {"jobs": -1},
         {"reason": 5}, {"families": None}, {"families": ["ipx"]}, {"families": [[]]}, {"updated": None},
+        {"gateways": [{**GATEWAY, "load": 2}]}, {"gateways": [{**GATEWAY, "name": None}]},
         {"routes": [5]}, {"routes": [{}]}, {"routes": [{**ROUTE, "flows": -1}]}, {"routes": [{**ROUTE, "up": 1}]},
     ],
 )  # fmt: skip

@@ -15,6 +15,7 @@ from htcondor_vpn.publish.state import State
 STATE = State(
     state="up", since=1.5, engine="stream", gateway="[2001:db8::1]:443", latency_ms=0.5, up_mbps=None, down_mbps=3.0,
     bytes_in=2**40, bytes_out=0, flows=1, jobs=2, families=("ipv4",), reason="", pid=42, updated=1000.0,
+    gateways=({"name": "gw:1 at 192.0.2.1", "up": False, "load": 0.5, "draining": True, "reason": "gone"},),
     routes=({"to": "10.8.0.0/16", "by": "direct", "up": True, "flows": 3, "reason": ""},),
 )  # fmt: skip
 

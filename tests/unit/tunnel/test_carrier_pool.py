@@ -9,6 +9,7 @@ import pytest
 from htcondor_vpn.errors import GatewayNameError, GatewayUnreachable, TokenRefused, VpnError
 from htcondor_vpn.tunnel import followed
 from htcondor_vpn.tunnel.carrier import Answer
+from htcondor_vpn.tunnel.engine import CarrierReport
 from htcondor_vpn.tunnel.ladder import Ladder
 from htcondor_vpn.tunnel.members import Lone, Named
 from htcondor_vpn.tunnel.pool import Pool
@@ -181,6 +182,21 @@ def test_one_that_is_full_or_drains_is_used_while_there_is_no_other(reserve):
             return one.flows
 
     assert run(body()) == 2
+
+
+def test_what_is_told_of_each():
+    async def body():
+        one, two = Fake("one", load=0.25, draining=True), Fake("two", GatewayUnreachable("x" * 999))
+        name = Changing()
+        name.now = GatewayUnreachable("no such name")
+        async with Running(one, two, name) as running:
+            await running.until(lambda: len(running.pool.told()) == 3 and len(running.pool.told()[1].reason) > 50)
+            return running.pool.told()
+
+    one, two, three = run(body())
+    assert one == CarrierReport("one", load=0.25, draining=True)
+    assert (two.up, len(two.reason)) == (False, 120)
+    assert (three.name, three.up, three.reason) == ("name:1", False, "no such name")
 
 
 def test_weight_0_is_a_reserve():
