@@ -12,6 +12,8 @@ from htcondor_vpn.testbed.services import url
 
 #: A loss is noticed within 1.3 s.
 QUICK = ("PROBE_INTERVAL=0.3", "PROBE_TIMEOUT=1", "UP_MBPS=1000", "DOWN_MBPS=1000")
+#: Who ends is noticed at once; a busy machine does not look like a gateway that is lost.
+PATIENT = ("PROBE_INTERVAL=0.3", "PROBE_TIMEOUT=20", "UP_MBPS=1000", "DOWN_MBPS=1000")
 
 
 class ShellPilot:

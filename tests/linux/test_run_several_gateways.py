@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from engine_site import sets, trusting
-from shell_pilot import QUICK, fetch, wait_until
+from shell_pilot import PATIENT, fetch, wait_until
 
 from htcondor_vpn.linux.programs import find_program
 from htcondor_vpn.testbed import plan
@@ -70,9 +70,9 @@ class Gateways:
 
 @pytest.fixture
 def pilot(site, first, start_pilot, tmp_path):
-    def start(gateways, *names, quick=QUICK, **knobs):
+    def start(gateways, *names, probes=PATIENT, **knobs):
         """Returns when those of `names` answer as well."""
-        running = start_pilot(site, Gateways(first, gateways, **knobs), tmp_path, knobs=quick)
+        running = start_pilot(site, Gateways(first, gateways, **knobs), tmp_path, knobs=probes)
         for name in names:
             until_logged(running, f"{name} works")
         return running
@@ -149,7 +149,9 @@ def test_weights(services, first, another, pilot):
     running = pilot(f"{first.endpoints[0]};weight=3, {second.endpoints[0]}", first.endpoints[0], second.endpoints[0])
     counted = Counted(first, second)
     assert running.ask(many(16)).split() == 16 * ["1000"]
-    assert counted.when(16) == (12, 4)
+    by_first, by_second = counted.when(16)  # 12 and 4, but for the load that they tell
+    assert by_first >= 9
+    assert by_second >= 2
     running.end()
 
 
@@ -157,7 +159,7 @@ def test_one_that_falls_silent_is_left_and_taken_back(services, first, another, 
     """With the knobs' defaults: no flow is lost, and none waits for longer than it takes to notice."""
     second = another("10.1.0.1:8444")
     names = first.endpoints[0], second.endpoints[0]
-    running = pilot(", ".join(names), *names, quick=("UP_MBPS=1000", "DOWN_MBPS=1000"))
+    running = pilot(", ".join(names), *names, probes=("UP_MBPS=1000", "DOWN_MBPS=1000"))
     assert running.ask(many(4)).split() == 4 * ["1000"]
     with black_hole(first.endpoints[0]):
         begin = time.monotonic()
@@ -172,14 +174,14 @@ def test_one_that_falls_silent_is_left_and_taken_back(services, first, another, 
     until_logged(running, f"{names[0]} is left(.|\n)*{names[0]} works")
     counted = Counted(first, second)
     assert running.ask(many(4)).split() == 4 * ["1000"]
-    assert counted.when(4) == (2, 2)
+    assert min(counted.when(4)) >= 1
     running.end()
 
 
 def test_one_that_drains_gets_no_new_flow(site, services, first, another, pilot):
     second = another("10.1.0.1:8444")
     names = first.endpoints[0], second.endpoints[0]
-    running = pilot(", ".join(names), *names)
+    running = pilot(f"{names[0]};weight=1000, {names[1]};weight=0.001", *names)
     held = hold(running)  # by the first
     site.dmz.run(vpn_command("gateway", "drain", "--dir", str(first.state_folder)), check=True)
     counted = Counted(first, second)
@@ -217,8 +219,8 @@ def test_each_address_of_a_name_is_a_gateway(site, services, first, another, add
         assert running.state()["gateway"] == f"{NAME}:8443"
         counted = Counted(first, second)
         assert running.ask(many(10)).split() == 10 * ["1000"]
-        assert counted.when(10) == (5, 5)
-        held = hold(running, 8), hold(running, 9)  # one by each
+        assert min(counted.when(10)) >= 3
+        held = [hold(running, number) for number in (6, 7, 8, 9)]  # some by each
         third = another("10.1.0.4:8443")
         change("10.1.0.4")
         second.stop()  # has the name looked up at once
@@ -226,10 +228,11 @@ def test_each_address_of_a_name_is_a_gateway(site, services, first, another, add
         counted = Counted(first, third)
         assert running.ask(many(4)).split() == 4 * ["1000"]
         assert counted.when(4) == (0, 4)
-        said = sorted(end(running, each) for each in held)
-        assert said[0].startswith("ConnectionResetError")  # by the one that ended
-        assert said[1] == "before after"
-        assert counted.when(5) == (1, 4)
+        said = [end(running, each) for each in held]
+        whole = said.count("before after")
+        assert 1 <= whole < len(said)
+        assert all(each.startswith("ConnectionResetError") for each in said if each != "before after")
+        assert counted.when(4 + whole) == (whole, 4)
         running.end()
 
 
@@ -239,8 +242,10 @@ def test_two_addresses_of_one_gateway_have_one_share(site, services, first, anot
         names = [f"{NAME}:8443 at {address}" for address in plan.DMZ_INSIDE]
         running = pilot(f"{NAME}:8443, {second.endpoints[0]}", *names, second.endpoints[0])
         counted = Counted(first, second)
-        assert running.ask(many(10)).split() == 10 * ["1000"]
-        assert counted.when(10) == (5, 5)
+        assert running.ask(many(30)).split() == 30 * ["1000"]
+        by_first, by_second = counted.when(30)
+        assert by_first <= 18  # with two shares of three it would be 20
+        assert by_second <= 24
         running.end()
 
 
