@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 from htcondor_vpn import knob_values
@@ -38,7 +40,10 @@ def add_verbs(
     ledger.add_argument("--by", choices=("pilot", "destination", "outcome"), default="pilot", help="default: pilot")
     ledger.add_argument("--json", action="store_true", help="as JSON")
     ledger.set_defaults(act=_ledger)
-    for verb in (status, drain, restart, ledger):
+    unit = verbs.add_parser("systemd-unit", help="print a hardened systemd unit for a gateway with this folder")
+    unit.add_argument("--user", metavar="NAME", default="htcondor-vpn", help="the account (default: htcondor-vpn)")
+    unit.set_defaults(act=_unit)
+    for verb in (status, drain, restart, ledger, unit):
         add_common(verb, argparse.SUPPRESS)
 
 
@@ -131,6 +136,15 @@ def _ledger(args: argparse.Namespace, settings: Settings) -> int:
         sizes = _size(row["bytes_up"]), _size(row["bytes_down"])
         table.append((*(row[name] or "(running)" for name in names), str(row["flows"]), *sizes))
     print_table(table)
+    return 0
+
+
+def _unit(args: argparse.Namespace, settings: Settings) -> int:
+    from htcondor_vpn.gateway.service_manager import unit
+
+    script = Path(sys.argv[0]).absolute()
+    program = [str(script)] if script.name == "htcondor-vpn" else [sys.executable, "-m", "htcondor_vpn.cli.main"]
+    say(unit(settings, args.user, program, args.config and args.config.absolute()).rstrip())
     return 0
 
 

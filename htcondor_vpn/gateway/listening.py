@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import resource
 import socket
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 
 from htcondor_vpn.errors import ListenError
 
@@ -19,6 +21,8 @@ _BACKLOG = 1024
 _BUSY_SECONDS = 1.0
 #: For the loop, the database, listening sockets, name look-ups and the like.
 _SPARE_DESCRIPTORS = 128
+#: What a connection whose peers do not read may come to hold when there are thousands of them (`wire.relay`), bytes.
+CONNECTION_BYTES = 256 * 1024
 
 
 def listen(endpoints: Sequence[tuple[str, int]]) -> list[socket.socket]:
@@ -64,6 +68,27 @@ def raise_descriptor_limit(connections: int) -> int:
     if room < connections:
         log.warning("the limit of %d file descriptors allows %d connections, not %d", hard, room, connections)
     return min(room, connections)
+
+
+def within_memory(connections: int) -> int:
+    """Returns how many of `connections` fit into half of this machine's, or this control group's, memory."""
+    memory_bytes = _memory_bytes()
+    room = max(1, memory_bytes // 2 // CONNECTION_BYTES)
+    if room < connections:
+        log.warning("%d MB of memory allow %d connections, not %d", memory_bytes // 10**6, room, connections)
+    return min(room, connections)
+
+
+def _memory_bytes() -> int:
+    """What this process may use (proc(5), cgroups(7): version 2)."""
+    bounds = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        group = Path("/sys/fs/cgroup", next(line[3:] for line in lines if line.startswith("0::")).lstrip("/"))
+        for folder in (group, *group.parents):
+            with suppress(OSError, ValueError):  # without a limit it says "max", and at the top nothing
+                bounds.append(int((folder / "memory.max").read_text()))
+    return min(bounds)
 
 
 def _listen(host: str, port: int) -> socket.socket:

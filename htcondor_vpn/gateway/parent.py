@@ -23,6 +23,7 @@ from htcondor_vpn.gateway.control import Answer, ControlSocket, reply
 from htcondor_vpn.gateway.inheritance import Heir, Inheritance, execute_anew, start_check
 from htcondor_vpn.gateway.ledger_link import LedgerLink
 from htcondor_vpn.gateway.seats import COLUMNS
+from htcondor_vpn.gateway.service_manager import notify
 from htcondor_vpn.gateway.shares import Rates
 from htcondor_vpn.gateway.tally import Tally
 from htcondor_vpn.gateway.worker import Equipment, batches, work
@@ -119,6 +120,7 @@ class Parent:
             if worker.retired:
                 worker.tell({"retire": True})
         self._announce()
+        notify("READY=1", f"STATUS=serving with {self._equipment.processes} workers")
         self._tick()
         if self._equipment.rates != Rates():
             self._allocate()
@@ -260,6 +262,7 @@ class Parent:
     def _stop(self) -> None:
         """Ends the gateway, flows within the grace period; at the second time at once."""
         self._stopping = True
+        notify("STOPPING=1")
         for listener in self._equipment.listeners:
             listener.close()
         for worker in self._workers:
@@ -273,6 +276,7 @@ class Parent:
             return
         log.info("draining: %d flows go on", self._flows())
         self._draining = True
+        notify("STATUS=draining")
         for worker in self._workers:
             worker.tell({"drain": True})
 
@@ -309,6 +313,7 @@ class Parent:
             return
         if self._ending:
             return
+        notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         self._ledger.close()  # the new program has a writer of its own
         try:
             execute_anew(
@@ -323,6 +328,7 @@ class Parent:
 
     def _stay(self, channel: Channel | None, why: str) -> None:
         self._ledger.reopen()
+        notify("READY=1")
         log.error("it goes on as it was, for a new program would not start: %s", why)
         if channel is not None:
             reply(channel, {"error": why})

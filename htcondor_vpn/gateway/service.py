@@ -13,7 +13,7 @@ from htcondor_vpn.gateway.admission import gatekeeper
 from htcondor_vpn.gateway.credentials import Credentials, given_credentials, own_credentials
 from htcondor_vpn.gateway.folder import open_folder
 from htcondor_vpn.gateway.inheritance import inherited, only_checks
-from htcondor_vpn.gateway.listening import listen, name_of, raise_descriptor_limit
+from htcondor_vpn.gateway.listening import listen, name_of, raise_descriptor_limit, within_memory
 from htcondor_vpn.gateway.parent import Parent
 from htcondor_vpn.gateway.renewal import ServerTls
 from htcondor_vpn.gateway.roster import Limits
@@ -48,7 +48,7 @@ def run(settings: Settings, announce: Callable[[str], None]) -> None:
     former = inherited()
     found = credentials(settings)
     tls = ServerTls(found, settings.gateway_client_ca_file)
-    connections = raise_descriptor_limit(settings.gateway_connections)
+    connections = within_memory(raise_descriptor_limit(settings.gateway_connections))
     workers = settings.gateway_workers or len(os.sched_getaffinity(0))
     limits = Limits(
         connections=connections,

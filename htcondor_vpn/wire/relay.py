@@ -27,6 +27,16 @@ __all__ = ["Traffic", "relay"]
 _scratch = memoryview(bytearray(CHUNK_BYTES))
 _plaintext = memoryview(bytearray(CHUNK_BYTES + 32 * 1024))
 
+#: What the flows of a process may read at once, all together: it bounds the memory that their buffers take, and makes
+#: the turns of many flows equal. OpenSSL's buffers keep the size that they once had.
+_AT_ONCE_BYTES = 32 * 1024 * 1024
+_LEAST_BYTES = 32 * 1024
+_live = 0
+
+
+def _chunk_bytes() -> int:
+    return max(_LEAST_BYTES, min(CHUNK_BYTES, _AT_ONCE_BYTES // max(1, _live)))
+
 
 async def relay(
     stream: Stream, plain: socket.socket, early: bytes = b"", traffic: Traffic | None = None, paces: Paces = FREE
@@ -70,6 +80,8 @@ class _TlsFlow:
         reset_on_close(plain, True)  # so that this process' sudden death is no clean end to the peer
 
     def start(self, early: bytes) -> None:
+        global _live
+        _live += 1
         self.loop.add_reader(self.tls_sock, self._guarded, self._tls_readable)
         self.loop.add_reader(self.plain, self._guarded, self._plain_readable)
         _plaintext[: len(early)] = early
@@ -77,6 +89,8 @@ class _TlsFlow:
 
     def close(self) -> None:
         """Releases both sockets; cuts them unless both directions ended by themselves."""
+        global _live
+        _live -= 1
         self.finished.cancel()  # so that a turn that comes now is none
         for sock in (self.tls_sock, self.plain):
             if sock.fileno() >= 0:
@@ -108,9 +122,9 @@ class _TlsFlow:
     # TLS to plain
 
     def _tls_readable(self) -> None:
-        room = 0  # as much as there is
+        room = _chunk_bytes()
         if self.up is not None:
-            room = 0 if self.up_waits else self.up.room(self._up_again)
+            room = 0 if self.up_waits else min(room, self.up.room(self._up_again))
             if not room:
                 self.up_waits = True
                 self.loop.remove_reader(self.tls_sock)
@@ -195,9 +209,9 @@ class _TlsFlow:
             self._guarded(self._plain_readable)
 
     def _plain_readable(self) -> None:
-        room = 0
+        room = _chunk_bytes()
         if self.down is not None:
-            room = 0 if self.down_waits else self.down.room(self._down_again)
+            room = 0 if self.down_waits else min(room, self.down.room(self._down_again))
             if not room:
                 self.down_waits = True
                 self.loop.remove_reader(self.plain)

@@ -1,4 +1,5 @@
 import errno
+import os
 import resource
 import socket
 
@@ -55,3 +56,14 @@ def test_room_for_connections(monkeypatch, hard, room):
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: asked.append(limits))
     assert raise_descriptor_limit(8000) == room
     assert asked == [(hard, hard)]
+
+
+def test_connections_fit_into_memory(monkeypatch, caplog):
+    monkeypatch.setattr(listening, "_memory_bytes", lambda: 4 * 100 * listening.CONNECTION_BYTES)
+    assert listening.within_memory(150) == 150
+    assert listening.within_memory(8000) == 200
+    assert "allow 200 connections, not 8000" in caplog.text
+
+
+def test_the_memory_is_known():
+    assert 2**26 < listening._memory_bytes() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

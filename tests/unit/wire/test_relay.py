@@ -9,6 +9,7 @@ import struct
 
 import pytest
 
+from htcondor_vpn.wire import relay as relaying
 from htcondor_vpn.wire.relay import Traffic, relay
 from htcondor_vpn.wire.stream import PlainStream
 from htcondor_vpn.wire.tls import TlsStream
@@ -305,3 +306,13 @@ def test_plain_reader_that_stalls_stops_its_writer():
             sender.cancel()
 
     run(body())
+
+
+def test_many_flows_read_less_at_once(monkeypatch):
+    """So their buffers stay bounded, and their turns equal."""
+    sizes = []
+    for live in (0, 1, 100, 100_000):
+        monkeypatch.setattr(relaying, "_live", live)
+        sizes.append(relaying._chunk_bytes())
+    assert sizes[0] == sizes[1] == relaying.CHUNK_BYTES
+    assert sizes[1] > sizes[2] > sizes[3] == 32 * 1024
