@@ -13,9 +13,10 @@ from htcondor_vpn.gateway.connector import Connector
 from htcondor_vpn.special_addresses import Address
 from htcondor_vpn.wire.unreachable import Unreachable
 
-#: What one pilot may send at once, and each second from then on.
+#: How many packets one pilot may send at once, and each second from then on; a long request is several (fragments).
 BURST = 100
 PER_SECOND = 50.0
+PACKET_BYTES = 1400
 
 #: How many may be unanswered in all.
 MAX_UNANSWERED = 500
@@ -44,7 +45,7 @@ class Echoes:
         """Returns what `address` sent back; raises `Unreachable`."""
         began, outcome = time.monotonic(), "cut"
         try:
-            self._take(pilot, began)
+            self._take(pilot, 1 + len(payload) // PACKET_BYTES, began)
             self._unanswered += 1
             try:
                 answer = await self._connector.ping(address, payload)
@@ -60,7 +61,7 @@ class Echoes:
             log.info("echo pilot=%s to=%s bytes=%d seconds=%.3f outcome=%s", pilot, address, len(payload), seconds,
                      outcome)  # fmt: skip
 
-    def _take(self, pilot: str, now: float) -> None:
+    def _take(self, pilot: str, packets: int, now: float) -> None:
         if self._unanswered >= MAX_UNANSWERED:
             raise Unreachable(503, "connection_limit_reached", "too many echo requests are unanswered")
         allowance = self._allowances.get(pilot)
@@ -70,9 +71,9 @@ class Echoes:
             allowance = self._allowances[pilot] = _Allowance(BURST, now)
         allowance.left = min(BURST, allowance.left + (now - allowance.since) * PER_SECOND)
         allowance.since = now
-        if allowance.left < 1:
+        if allowance.left < packets:
             raise Unreachable(429, "connection_limit_reached", "too many echo requests of this pilot")
-        allowance.left -= 1
+        allowance.left -= packets
 
     def _forget(self, now: float) -> None:
         full_seconds = BURST / PER_SECOND

@@ -15,6 +15,7 @@ from ipaddress import ip_address
 
 from htcondor_vpn.addresses import HOLD_QUEUE, may_send
 from htcondor_vpn.errors import VpnError
+from htcondor_vpn.linux.descriptors import DescriptorBudget
 from htcondor_vpn.linux.nfqueue import Ends, PacketQueue, tcp_ends
 from htcondor_vpn.tunnel.carrier import Address, FlowRefused
 from htcondor_vpn.tunnel.fair_share import FairShare, SharedBy, by_link
@@ -50,6 +51,7 @@ class Holder:
         self._queues: list[PacketQueue] = []
         self._held: dict[Ends, _Held] = {}
         self._share = FairShare(_MAX_HELD)
+        self._descriptors = DescriptorBudget(2)  # the flow's, and that of the connection that claims it
 
     def serve(self, sock: socket.socket) -> None:
         """Starts to hold what comes to the queue of `sock`."""
@@ -89,11 +91,14 @@ class Holder:
             owner = self._shared_by(ends[0][0], packet.interface)
             if (held := self._held.get(ends)) is not None:
                 held.repeated(packet.number)
-            elif may_send(ends[0][0], packet.interface) and self._share.take(owner):
+            elif may_send(ends[0][0], packet.interface) and self._has_room(owner):
                 self._begin(queue, packet.number, owner, ends)
             else:  # the application's kernel sends it again, in a second and later
                 log.debug("no room on link %d for a connect to %s port %d", packet.interface, *ends[1])
                 queue.drop(packet.number)
+
+    def _has_room(self, owner: Hashable) -> bool:
+        return self._descriptors.take(len(self._held)) and self._share.take(owner)
 
     def _begin(self, queue: PacketQueue, number: int, owner: Hashable, ends: Ends) -> None:
         held = self._held[ends] = _Held(queue, number, ends, self._open_flow)

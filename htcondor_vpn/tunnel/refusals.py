@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import errno
 import re
 
 from htcondor_vpn.tunnel.carrier import CarrierBusy, FlowRefused
+
+#: This process has no descriptors or memory left, until some flows end.
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 _REASON = re.compile(r"\berror=([a-z_]+)")
 
@@ -58,7 +62,7 @@ def refusal_of(error: Exception) -> Refusal | None:
     | what failed | answer | errno with IPv4, IPv6 |
     |---|---|---|
     | the far side refuses | TCP reset | ECONNREFUSED |
-    | the far side is silent; gateway too busy | none | ETIMEDOUT, in the end |
+    | the far side is silent; gateway too busy, or the engine | none | ETIMEDOUT, in the end |
     | the destination is forbidden, or there is no such service | "administratively prohibited" | EHOSTUNREACH, EACCES |
     | the gateway has no route, or says nothing clear | "host unreachable" | EHOSTUNREACH |
     | there is no gateway to ask | "no route" | ENETUNREACH |
@@ -67,6 +71,9 @@ def refusal_of(error: Exception) -> Refusal | None:
         told = _REASON.search(error.reason)
         by_status = _BY_STATUS.get(error.status, Refusal.HOST_UNREACHABLE)
         return _BY_REASON.get(told[1], by_status) if told else by_status
+    why = error.__cause__ or error
+    if isinstance(why, OSError) and why.errno in _EXHAUSTED:
+        return None
     if isinstance(error, (asyncio.TimeoutError, CarrierBusy)):
         return None
     return Refusal.NO_ROUTE

@@ -208,3 +208,22 @@ def test_without_holding_a_refusal_is_a_reset(services, run):
         "except OSError as error: print(error.errno)\n"
     )
     assert run(sys.executable, "-c", code, options=["--set", HOLD + "off"]) == f"{errno.ECONNRESET:d}\n"
+
+
+def test_connects_wait_where_the_engine_has_no_descriptors_left(site, services, gateway):
+    """It has some for 30 flows or so, and twice as many are wanted: the others go on as those end."""
+    code = (
+        "import socket, threading\n"
+        "found, most = [], threading.Barrier(20)\n"
+        "def flow(n):\n"
+        f"    with socket.create_connection(('{FAR[0]}', {HTTP_PORT}), 60):\n"
+        "        found.append(n)\n"
+        "        if n < 20: most.wait(60)\n"
+        "threads = [threading.Thread(target=flow, args=(n,)) for n in range(80)]\n"
+        "for thread in threads: thread.start()\n"
+        "for thread in threads: thread.join()\n"
+        "print(len(found))\n"
+    )
+    argv = gateway.run_argv([sys.executable, "-c", code])
+    done = site.node.run(["sh", "-c", 'ulimit -n 96; exec "$@"', "sh", *argv], timeout_seconds=90)
+    assert done.stdout == "80\n", done.stderr

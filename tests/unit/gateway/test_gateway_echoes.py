@@ -87,6 +87,14 @@ async def test_one_pilots_flood_is_its_own(running, sent, monkeypatch):
     assert len(sent) == 6
 
 
+async def test_a_long_one_is_several(running, sent, monkeypatch):
+    monkeypatch.setattr(echoes, "PER_SECOND", 1e-6)
+    async with running() as gateway:
+        client = await gateway.client()
+        statuses = [(await ask(gateway, "127.0.0.2", bytes(65507), client=client)).status for _ in range(3)]
+    assert statuses == [200, 200, 429]
+
+
 async def test_the_unanswered_are_bounded(running, sent, monkeypatch):
     monkeypatch.setattr(echoes, "MAX_UNANSWERED", 1)
     async with running(connect_seconds=20) as gateway:

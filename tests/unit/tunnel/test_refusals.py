@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 
 import pytest
 
@@ -34,4 +35,7 @@ def test_what_happens_on_the_way_to_it() -> None:
     assert refusal_of(GatewayUnreachable("gone")) is Refusal.NO_ROUTE
     assert refusal_of(ConnectionResetError()) is Refusal.NO_ROUTE
     assert refusal_of(asyncio.TimeoutError()) is None
+    exhausted = GatewayUnreachable("no descriptors")
+    exhausted.__cause__ = OSError(errno.EMFILE, "Too many open files")
+    assert refusal_of(exhausted) is None
     assert refusal_of(CarrierBusy("full")) is None
