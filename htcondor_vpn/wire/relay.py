@@ -11,7 +11,6 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
-from typing import cast
 
 from htcondor_vpn.wire.pace import FREE, Paces
 from htcondor_vpn.wire.relay_plain import PlainFlow
@@ -149,10 +148,10 @@ class _TlsFlow:
 
         `count` bytes stand at the start of the scratch buffer already.
         """
-        tls = self.stream.tls
+        read, room = self.stream.tls.read, len(_plaintext)
         try:
-            while not self.tls_ended:
-                got = cast(int, tls.read(len(_plaintext) - count, cast(bytearray, _plaintext[count:])))
+            while not self.tls_ended:  # once for each record of 16 KiB
+                got: int = read(room - count, _plaintext[count:])  # type: ignore[assignment]
                 self.tls_ended = got == 0
                 count += got
         except ssl.SSLWantReadError:
