@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import connects, job_network, many_pilots, pilot, throughput
+from benchmarks import connects, job_network, many_pilots, pilot, throughput, wireguard
 from htcondor_vpn.errors import VpnError
 from htcondor_vpn.testbed import sandbox
 from htcondor_vpn.testbed.report import Report
@@ -26,6 +26,7 @@ PARTS: dict[str, Callable[[Report, int, int], None]] = {
     "unshaped": throughput.unshaped,
     "connects": connects.measure,
     "many-pilots": many_pilots.measure,
+    "wireguard-gateway": wireguard.measure,
 }
 RESULTS = Path(__file__).parent / "results"
 
