@@ -103,6 +103,11 @@ def set_up_as(index: int, *, mtu: int, queue_packets: int) -> Request:
     return Request(RTM_NEWLINK, 0, body + attribute_u32(_IFLA_TXQLEN, queue_packets), f"set link {index} up")
 
 
+def set_mtu(index: int, mtu: int) -> Request:
+    """Gives a link another MTU, bytes."""
+    return Request(RTM_NEWLINK, 0, _link_header(index) + attribute_u32(_IFLA_MTU, mtu), f"set the MTU of link {index}")
+
+
 def set_group(index: int, group: int) -> Request:
     """Puts a link into a group, for `delete_group`."""
     body = _link_header(index) + attribute_u32(_IFLA_GROUP, group)

@@ -59,6 +59,7 @@ def _serve(channel: Channel, inside_id: int | None) -> None:
         die_with_parent(SIGKILL)  # the new capabilities have reset it
         keep_mounts_to_ourselves()
         _make_quiet()
+        _try_smaller_segments()
         allow_echoes()
     except (VpnError, OSError) as error:
         channel.send(_told(error))
@@ -90,6 +91,13 @@ def _answer(channel: Channel, work: Callable[[], list[int]]) -> None:
             os.close(descriptor)
 
 
+def _try_smaller_segments() -> None:
+    """Has TCP notice by itself (RFC 4821) where packets of full size get lost without a word: a tunnel's own, too."""
+    path = _SYSCTLS / "ipv4/tcp_mtu_probing"  # for IPv6 as well
+    if path.exists():
+        path.write_text("1")
+
+
 def _make_quiet() -> None:
     for name, value in _QUIET.items():
         path = _SYSCTLS / "ipv6/conf/default" / name
@@ -106,6 +114,11 @@ def _do(message: dict[str, Any]) -> list[int]:
         return [make_tun(message["tun"])]
     if "wireguard_go" in message:
         return list(wireguard_go.start(*message["wireguard_go"]))
+    if "mtu" in message:
+        name, mtu = message["mtu"]
+        with Netlink() as netlink:
+            netlink.do([links.set_mtu(socket.if_nametoindex(name), mtu)])
+        return []
     _configure(**message["configure"])
     return []
 

@@ -114,6 +114,10 @@ class TunNamespace:
             }
         })  # fmt: skip
 
+    async def set_mtu(self, name: str, mtu: int) -> None:
+        """Gives the link `name` another MTU, which connections heed from then on; raises OSError."""
+        await self._ask({"mtu": [name, mtu]})
+
     async def open(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """Returns a new socket of the namespace, non-blocking and unconnected; raises OSError."""
         key = family, kind, protocol

@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
 
 from htcondor_vpn.errors import GatewayNameError, GatewayUnreachable
-from htcondor_vpn.tunnel.carrier import Answer
+from htcondor_vpn.linux.path_mtu import path_mtu
+from htcondor_vpn.tunnel.carrier import Address, Answer
 from htcondor_vpn.tunnel.direct import DirectCarrier
 from htcondor_vpn.tunnel.server import host_port
 from htcondor_vpn.tunnel.tun_namespace import TunConfig, TunNamespace
@@ -29,6 +30,10 @@ START_SECONDS = 6.5
 _SET_UP_SECONDS = 16.0
 _ASK_SECONDS = 2.0
 _LINK = "wg0"
+
+#: The headers of IP, UDP and WireGuard, and its authentication tag.
+_OVERHEAD_BYTES = {4: 20 + 8 + 32, 6: 40 + 8 + 32}
+_IPV6_LEAST_MTU, _LEAST_MTU = 1280, 576
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +53,7 @@ class WireguardCarrier(DirectCarrier):
 
     async def probe(self) -> Answer:
         await self._tunnel.start()  # which does not count for how long the name servers take
+        await self._tunnel.fit()
         try:
             return await super().probe()
         except GatewayUnreachable:
@@ -68,6 +74,8 @@ class WireguardTunnel:
         self._namespace: TunNamespace | None = None
         self._running: WireguardProcess | None = None
         self._starting: asyncio.Future[None] | None = None
+        self._peers: list[Peer] = []
+        self._mtu = config.mtu
 
     async def open(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """See `SocketSource`."""
@@ -98,6 +106,7 @@ class WireguardTunnel:
         if namespace is None:
             namespace = self._namespace = await TunNamespace.make()
         self._running = WireguardProcess(await namespace.start_wireguard_go(self._program, _LINK), self.name)
+        self._peers, self._mtu = peers, self._config.mtu
         try:
             await self._running.device.configure(self._config.private_key, peers, self._config.listen_port)
             await namespace.configure(_LINK, tun_config(self._config))
@@ -105,6 +114,18 @@ class WireguardTunnel:
             self._end()
             raise
         log.info("WireGuard to %s runs", self.name)
+
+    async def fit(self) -> None:
+        """Makes the tunnel's packets as small as the path to the peers wants them, or as large as they may be again.
+
+        WireGuard's packets go out many at a time (UDP_SEGMENT), and those that do not fit would be lost together.
+        """
+        addresses = [peer.endpoint[0] for peer in self._peers if peer.endpoint is not None]
+        mtu = fitting_mtu(self._config, [(address, path_mtu(address)) for address in addresses])
+        if mtu != self._mtu and self._namespace is not None:
+            await self._namespace.set_mtu(_LINK, mtu)
+            log.info("packets to %s may have %d bytes now, instead of %d", self.name, mtu, self._mtu)
+            self._mtu = mtu
 
     async def spoken(self) -> bool:
         """Whether the other side has ever proved to have its key, since wireguard-go was started."""
@@ -143,6 +164,16 @@ def tun_config(config: WireguardConfig) -> TunConfig:
     """What the tun device gets: all that any peer is allowed is routed into it, as wg-quick(8) does."""
     routes = dict.fromkeys(network for peer in config.peers for network in peer.allowed_ips)
     return TunConfig(config.mtu, tuple(interface.ip for interface in config.addresses), tuple(routes))
+
+
+def fitting_mtu(config: WireguardConfig, paths: Iterable[tuple[Address, int | None]]) -> int:
+    """The MTU of the tun, by those of the paths to the peers: what WireGuard adds to a packet has to fit as well.
+
+    Never less than IPv6 needs (RFC 8200, section 5), if there is any in the tunnel.
+    """
+    least = _IPV6_LEAST_MTU if "ipv6" in config.families else _LEAST_MTU
+    fitting = [mtu - _OVERHEAD_BYTES[address.version] for address, mtu in paths if mtu is not None]
+    return max(min(config.mtu, least), min([config.mtu, *fitting]))
 
 
 async def _located(peer: RemotePeer) -> Peer:

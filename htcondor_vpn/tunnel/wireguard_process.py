@@ -11,6 +11,7 @@ import signal
 import socket
 
 from htcondor_vpn.linux import seccomp
+from htcondor_vpn.linux.path_mtu import datagram_socket
 from htcondor_vpn.linux.wireguard_go import Started
 from htcondor_vpn.wire.wireguard import Device
 
@@ -35,7 +36,7 @@ class WireguardProcess:
     def _asked(self) -> None:
         """Makes the sockets that it asks for: the node's."""
         try:
-            seccomp.answer(self._started.listener, socket.socket)
+            seccomp.answer(self._started.listener, lambda family, *_: datagram_socket(family))
         except OSError as error:
             log.warning("wireguard-go to %s gets no socket: %s", self._name, error)
 

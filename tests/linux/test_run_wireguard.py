@@ -104,6 +104,17 @@ def test_connections_outlive_a_change_of_the_nodes_address(site, pilot, tmp_path
     pilot.end()
 
 
+def test_a_link_with_a_smaller_mtu_is_noticed(site, pilot):
+    ip(NODE, f"link set {SITE_LINK} mtu 1400")
+    try:
+        wait_until(lambda: b"may have 1340 bytes now" in (pilot.run_dir / "run.log").read_bytes())
+        assert pilot.ask(fetch(1_000_000, 60), 70) == "1000000"
+    finally:
+        ip(NODE, f"link set {SITE_LINK} mtu 1500")
+    wait_until(lambda: b"may have 1420 bytes now" in (pilot.run_dir / "run.log").read_bytes())
+    pilot.end()
+
+
 @pytest.mark.parametrize("others", [[], ["wireguard-go"], ["engine", "wireguard-go"]])
 def test_a_killed_run_leaves_nothing(site, used, tmp_path, others):
     before = pilots_processes(site)
@@ -114,7 +125,7 @@ def test_a_killed_run_leaves_nothing(site, used, tmp_path, others):
     for pid in victims:
         os.kill(pid, signal.SIGKILL)
     pilot.process.wait(20)
-    wait_until(lambda: pilots_processes(site) == before)
+    wait_until(lambda: pilots_processes(site) <= before)  # and of those some may have been ending
     with suppress(BrokenPipeError):
         pilot.process.stdin.close()
 
