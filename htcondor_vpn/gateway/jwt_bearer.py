@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -17,6 +18,11 @@ from htcondor_vpn.gateway.identity import CredentialRefused, Identity, Presented
 
 #: How far the issuer's clock and ours may be apart, seconds.
 LEEWAY_SECONDS = 60.0
+
+#: Every flow shows its pilot's token again: a signature that was good is not looked at anew for so long. Expiry and the
+#: deny list are, each time.
+_VERIFIED_SECONDS = 15.0
+_MAX_VERIFIED = 4096
 
 
 class Issuer(Protocol):
@@ -51,11 +57,22 @@ class JsonWebTokens:
 
     def __init__(self, issuers: Sequence[Issuer]) -> None:
         self._issuers = {issuer.name: issuer for issuer in issuers}
+        self._verified: dict[bytes, tuple[Identity, float]] = {}  # and until when it need not be verified again
 
     def identify(self, presented: Presented) -> Identity | None:
         token = presented.bearer
         if token is None or token.count(".") != 2:
             return None
+        credential = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+        identity, until = self._verified.get(credential, (None, 0.0))
+        if identity is None or time.monotonic() >= until:
+            identity = self._verify(token, credential)
+            if len(self._verified) >= _MAX_VERIFIED:
+                self._verified.clear()
+            self._verified[credential] = identity, time.monotonic() + _VERIFIED_SECONDS
+        return identity
+
+    def _verify(self, token: str, credential: bytes) -> Identity:
         issuer, kid = _parsed(lambda: self._addressee(token))
         key = issuer.key(kid)
         claims = _parsed(lambda: _verified(token, key, issuer))
@@ -63,7 +80,6 @@ class JsonWebTokens:
         told = {"issuer": issuer.name, "kid": kid, "jti": claims.get("jti", "")}
         marks = {f"{word}:{written(value)}" for word, value in told.items() if value}
         expires = float(claims["exp"]) + LEEWAY_SECONDS if "exp" in claims else math.inf
-        credential = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
         return Identity(issuer.kind, f"{issuer.kind}:{name}", credential, expires, frozenset(marks))
 
     def _addressee(self, token: str) -> tuple[Issuer, str]:

@@ -105,7 +105,7 @@ def test_an_idtoken_of_another_key(pool):
     assert before.identify(Presented(bearer=pool.token("pilots")))
     refused(before, pool.token("pilots", headers={"kid": "POOL"}), "InvalidSignature")
     pool.write("POOL")
-    refused(before, pool.token(), "InvalidSignature")
+    refused(before, pool.token(jti="another"), "InvalidSignature")
     before.refresh()
     assert before.identify(Presented(bearer=pool.token()))
 
@@ -218,6 +218,33 @@ def test_the_wrong_key_of_the_right_issuer(scitokens):
     refused(scitokens, issuer().token(headers={"crit": ["exp"]}))
 
 
+def test_a_good_signature_is_not_looked_at_for_every_flow(monkeypatch):
+    asked, keys = [], parse(issuer().key_set())
+
+    class Counted(Keys):
+        def key(self, kid):
+            asked.append(kid)
+            return super().key(kid)
+
+    scitokens = JsonWebTokens([SciTokenIssuer(issuer().url, Counted(keys), [AUDIENCE])])
+    token, bad = issuer().token(), issuer().token(headers={"kid": "none"})
+    for _ in range(5):
+        assert scitokens.identify(Presented(bearer=token))
+        refused(scitokens, bad)
+    assert (asked.count("rsa"), asked.count("none")) == (1, 5)
+    keys.clear()
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 16)
+    refused(scitokens, token, "unknown key")
+
+
+def test_signatures_are_not_remembered_without_end(scitokens, monkeypatch):
+    monkeypatch.setattr("htcondor_vpn.gateway.jwt_bearer._MAX_VERIFIED", 10)
+    for number in range(40):
+        scitokens.identify(Presented(bearer=issuer().token("ec", jti=str(number))))
+        assert len(scitokens._verified) <= 10
+
+
 def test_a_file_of_keys_is_read_again(tmp_path):
     path, first, second = tmp_path / "keys.json", issuer(), TokenIssuer()
     path.write_bytes(first.key_set())
@@ -227,7 +254,7 @@ def test_a_file_of_keys_is_read_again(tmp_path):
     (tmp_path / "next").write_bytes(second.key_set())
     (tmp_path / "next").replace(path)
     scitokens.refresh()
-    refused(scitokens, first.token())
+    refused(scitokens, first.token(jti="another"))
     assert scitokens.identify(Presented(bearer=second.token()))
     path.write_bytes(b"{}")
     with pytest.raises(GatewayFolderError, match="Key Set"):
