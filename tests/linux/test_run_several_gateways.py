@@ -192,6 +192,42 @@ def test_one_that_drains_gets_no_new_flow(site, services, first, another, pilot)
     running.end()
 
 
+def test_a_rolling_restart_loses_no_flow(site, services, first, another, pilot):
+    """While flows are made without end each gateway is restarted in its place, under flows that go on; and then each
+    is drained to its end, and started again."""
+    second = another("10.1.0.1:8444")
+    names = first.endpoints[0], second.endpoints[0]
+    running = pilot(", ".join(names), *names)
+    held = [hold(running, number) for number in (6, 7, 8, 9)]  # some by each
+    made, over = running.run_dir / "made", running.run_dir / "over"
+    running.ask(f"while [ ! -e {over} ]; do {{ {fetch()}; echo; }} >> {made}; done & echo")
+
+    def operate(gateway, *words):
+        argv = vpn_command("gateway", *words, "--dir", str(gateway.state_folder))
+        site.dmz.run(argv, timeout_seconds=120, check=True)
+
+    def go_on(count=10):
+        enough = len(made.read_text().split()) + count
+        wait_until(lambda: len(made.read_text().split()) >= enough, PATIENCE_SECONDS)
+
+    go_on()
+    for gateway in (first, second):
+        operate(gateway, "restart")
+        go_on()
+    assert [end(running, each) for each in held] == 4 * ["before after"]
+    for gateway in (first, second):
+        operate(gateway, "drain", "--wait")
+        assert gateway.process.wait(PATIENCE_SECONDS) == 0
+        go_on()
+        before = len(re.findall(f"{gateway.endpoints[0]} works", (running.run_dir / "run.log").read_text()))
+        gateway.start()
+        until_logged(running, f"(?:{gateway.endpoints[0]} works(?:.|\\n)*){{{before + 1}}}")
+        go_on()
+    over.touch()
+    assert set(made.read_text().split()) == {"1000"}
+    running.end()
+
+
 def hold(running, number=9):
     """Begins a flow that goes on, by that file descriptor of the shell; returns the file with what it says."""
     told, says = running.run_dir / f"{number}.in", running.run_dir / f"{number}.out"
