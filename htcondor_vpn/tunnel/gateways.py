@@ -296,7 +296,7 @@ class Gateway:
                 families,
                 latency_ms,
                 udp=told.get("udp") is True,
-                load=min(max(float(load), 0.0), 1.0) if type(load) in (int, float) and load == load else 0.0,
+                load=float(min(max(load, 0.0), 1.0)) if type(load) in (int, float) and load == load else 0.0,
                 draining=told.get("draining") is True,
                 instance=str(told.get("instance", ""))[:_INSTANCE_LENGTH],
             )

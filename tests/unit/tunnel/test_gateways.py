@@ -99,3 +99,33 @@ def test_a_gateway_that_hands_over_is_not_lost(certificate, server_context):
             await gateway.lost()
 
     _talk(server_context, certificate, body, [STATE], [STATE], [])
+
+
+def probed(certificate, server_context, told):
+    body = b'{"families":["ipv4"],' + told + b"}"
+
+    async def probe(gateway):
+        try:
+            return await gateway.probe()
+        finally:
+            gateway.forget()
+
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
+    return _talk(server_context, certificate, probe, [head + body])
+
+
+def test_what_a_gateway_tells_of_itself(certificate, server_context):
+    answer = probed(certificate, server_context, b'"udp":true,"load":0.25,"draining":true,"instance":"abc"')
+    assert (answer.udp, answer.load, answer.draining, answer.instance) == (True, 0.25, True, "abc")
+
+
+@pytest.mark.parametrize(
+    ("load", "believed"),
+    [
+        (b"-1", 0), (b"7", 1), (b"1" + 400 * b"0", 1), (b"Infinity", 1), (b"NaN", 0), (b"true", 0), (b'"1"', 0),
+        (b"[]", 0),
+    ],
+)  # fmt: skip
+def test_a_load_that_is_none(certificate, server_context, load, believed):
+    answer = probed(certificate, server_context, b'"load":' + load + b',"draining":1,"instance":["' + 99 * b"x" + b'"]')
+    assert (answer.load, answer.draining, len(answer.instance)) == (believed, False, 64)
