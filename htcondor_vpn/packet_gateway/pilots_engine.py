@@ -25,12 +25,18 @@ class PilotsEngine(StreamEngine):
     def __init__(self, pool: Pool) -> None:
         super().__init__([pool], (1, 1), shared_by=self._pilot_at, most_associations=_MAX_ASSOCIATIONS)
         self._names: dict[str, str] = {}
+        self._keys: dict[str, bytes] = {}
         self._connections: defaultdict[str, set[asyncio.Task[None]]] = defaultdict(set)
 
     def know(self, pilots: Iterable[WireguardPilot]) -> None:
-        """Takes these for all pilots that there are; the connections of others are cut."""
+        """Takes these for all pilots that there are; the connections of others are cut.
+
+        One that has another key now is another one, whatever its name.
+        """
+        pilots = list(pilots)
+        before, self._keys = self._keys, {pilot.name: pilot.public_key for pilot in pilots}
         self._names = {str(address): pilot.name for pilot in pilots for address in pilot.addresses}
-        for name in self._connections.keys() - set(self._names.values()):
+        for name in [name for name in self._connections if self._keys.get(name) != before.get(name)]:
             for connection in self._connections.pop(name):
                 connection.cancel()
 

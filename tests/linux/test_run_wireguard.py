@@ -171,7 +171,7 @@ def test_blocked_udp_is_said_in_time_and_auto_goes_on(site, server, used, tmp_pa
         out, _ = going_on.communicate(timeout=60)
     assert done.returncode == 69
     assert f"the WireGuard server {server.endpoint} does not answer: there was no handshake" in done.stderr
-    assert took < 25
+    assert took < 45
     assert out.decode() == "1000"
     assert "engine wireguard does not work: the WireGuard server" in log.read_text()
 

@@ -13,6 +13,7 @@ from vpn_faults import HeldFlow, cmdline
 
 from htcondor_vpn.testbed import plan
 from htcondor_vpn.testbed.gateway import SiteWireguardGateway, vpn_command
+from htcondor_vpn.testbed.logs import wait_for_log
 from htcondor_vpn.testbed.services.oddities import ECHO_PORT, REFUSED_PORT
 
 HERE = Path(__file__).parent
@@ -97,6 +98,16 @@ def test_a_pilot_that_is_revoked_is_cut_and_others_go_on(gateway, start_pilot, t
     assert other.ask(fetch()) == "1000"
     other.end()
     gateway.pilots("revoke", "other")
+
+
+def test_a_pilot_that_is_made_anew_is_another_one(gateway, start_pilot, tmp_path):
+    pilot = start_pilot("twice")
+    HeldFlow(pilot, tmp_path)
+    before = gateway.log.stat().st_size
+    gateway.pilots("revoke", "twice")
+    gateway.pilots("add", "twice", "-o", str(tmp_path / "other.conf"))
+    wait_for_log(gateway.log, rb"flow pilot=twice .* outcome=cut", gateway.process, start_bytes=before)
+    gateway.pilots("revoke", "twice")
 
 
 def test_connections_outlive_a_death_of_wireguard_go(gateway, start_pilot, tmp_path):
