@@ -353,6 +353,7 @@ class Parent:
             **total, "flows": self._flows(),
             "workers": [
                 {"pid": worker.child.pid, "flows": worker.flows, "load": round(worker.load, 3),
+                 "connections": self._equipment.seats.in_column(worker.column),
                  "memory_bytes": worker.memory_bytes, "retired": worker.retired}
                 for worker in self._workers
             ],

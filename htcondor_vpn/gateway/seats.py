@@ -45,6 +45,10 @@ class Seats:
         """How many connections there are."""
         return sum(self._counts[:COLUMNS])
 
+    def in_column(self, column: int) -> int:
+        """How many of them the process of a column has."""
+        return self._counts[column]
+
     def of(self, name: str) -> int:
         """How many connections are bound to `name`."""
         with self._locked():

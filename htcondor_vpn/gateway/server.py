@@ -148,6 +148,8 @@ class Gateway:
             task = loop.create_task(session.run())
             self._tasks[task] = session
             task.add_done_callback(self._ended)
+            # sock_accept does not give way while connections wait: one process would take all of a burst.
+            await asyncio.sleep(0)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         session = self._tasks.pop(task)

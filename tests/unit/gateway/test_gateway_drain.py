@@ -1,7 +1,9 @@
-"""A gateway that drains: flows go on, none begins, probes say so, and it ends with the last flow."""
+"""A gateway that drains: flows go on, none begins, probes say so, it ends with the last flow; and how it accepts."""
 
 import asyncio
+import contextlib
 import json
+import socket
 
 STATE = "/.well-known/htcondor-vpn"
 
@@ -58,3 +60,16 @@ async def test_the_load_is_that_of_the_limit(running, echo_port):
         await gateway.flow(port)
         told = await standing(gateway)
         assert (told["flows"], told["load"]) == (1, 0.5)
+
+
+async def test_a_burst_is_left_to_other_processes_too(running):
+    """One connection a turn is accepted, so that another process of the gateway finds some in the queue."""
+    async with running() as gateway:
+        await standing(gateway)  # it accepts by now
+        before = len(gateway.gateway.roster.sessions)
+        with contextlib.ExitStack() as exits:
+            for _ in range(30):
+                exits.enter_context(socket.create_connection(("127.0.0.1", gateway.port)))
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert len(gateway.gateway.roster.sessions) - before <= 10
