@@ -92,6 +92,14 @@ class PublicPolicy:
             return "reserved"
         return None
 
+    def leaves(self, version: int) -> bool:
+        """Tells whether the denials leave anything of an IP version (4, 6)."""
+        everything = any(
+            denied.ports is None and denied.network.version == version and denied.network.prefixlen == 0
+            for denied in self.deny
+        )
+        return not everything or any(network.version == version for network in self.allow)
+
     def _denial(self, address: Address, port: int) -> str | None:
         for each in (address, *embedded(address)):
             allowed = self._allowed(each)

@@ -29,7 +29,8 @@ class Families:
     def routed(self) -> list[str]:
         """Returns "ipv4", "ipv6", or both: with a default route, or a route to a network that pilots may reach."""
         if time.monotonic() - self._looked >= _FRESH_SECONDS:
-            self._families = [name for name in _FAR_AWAY if self._has_default(name) or self._has_route(name)]
+            left = [name for name in _FAR_AWAY if self._policy.leaves(int(name[-1]))]
+            self._families = [name for name in left if self._has_default(name) or self._has_route(name)]
             self._looked = time.monotonic()
         return self._families
 

@@ -2,6 +2,7 @@ from ipaddress import ip_network
 
 import pytest
 
+from htcondor_vpn.denied_destinations import denied_destinations
 from htcondor_vpn.gateway import families
 from htcondor_vpn.gateway.destinations import PublicPolicy
 from htcondor_vpn.gateway.families import Families
@@ -54,6 +55,20 @@ def test_a_default_route_does(monkeypatch):
     monkeypatch.setattr(families, "_table", lambda path, skip: [])
     monkeypatch.setattr(Families, "_has_default", staticmethod(lambda name: name == "ipv6"))
     assert Families(PublicPolicy()).routed() == ["ipv6"]
+
+
+@pytest.mark.parametrize(
+    ("deny", "allow", "left"),
+    [
+        ("::/0", [], ["ipv4"]),
+        ("0.0.0.0/0, ::/0", ["203.0.113.0/24"], ["ipv4"]),
+        ("::/0 port 25, 2001:db8::/32", [], ["ipv4", "ipv6"]),
+    ],
+)
+def test_a_version_that_is_denied_is_not_offered(monkeypatch, deny, allow, left):
+    monkeypatch.setattr(Families, "_has_default", staticmethod(lambda name: True))
+    policy = PublicPolicy(tuple(map(ip_network, allow)), denied_destinations(deny))
+    assert Families(policy).routed() == left
 
 
 def test_the_real_tables_can_be_read():
