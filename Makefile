@@ -19,7 +19,7 @@ AS_OWNER := setpriv --reuid=$(OWNER) --regid=$(shell stat -c %g .) --clear-group
 endif
 endif
 
-.PHONY: demo test lint bench soak docs clean python
+.PHONY: demo test lint bench soak containers docs clean python
 
 demo: python
 	@$(BOOTSTRAP) $(or $(CONDOR),trixie)
@@ -44,6 +44,11 @@ bench: python
 soak: python
 	@$(BOOTSTRAP) $(or $(CONDOR),trixie)
 	@$(BIN)/python -m benchmarks.soak $(ARGS)
+
+# Builds the container images of docs/containers and tries them; as root, some minutes.
+containers: python
+	@$(BOOTSTRAP) --containers
+	@$(BIN)/python -m htcondor_vpn.testbed.containers
 
 docs: python
 	@$(BOOTSTRAP)

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 #: How many authenticated connections let an address count for one more.
 _CONNECTIONS_PER_SHARE = 10
-#: Handshakes of one address and share that go on at once: each holds about 60 kB, and waits for its peer.
+#: Handshakes of one address that go on at once: each holds about 75 kB, and waits for its peer.
 _HANDSHAKES_AT_ONCE = 100
 #: How many seconds' worth of handshakes may come at once after a pause.
 _BURST_SECONDS = 10.0

@@ -20,7 +20,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from htcondor_vpn.testbed.account import NAME as ACCOUNT
-from htcondor_vpn.testbed.debian_packages import BENCHMARK_PACKAGES, PACKAGES, end_policy, install, missing_packages
+from htcondor_vpn.testbed.debian_packages import (
+    BENCHMARK_PACKAGES,
+    CONTAINER_PACKAGES,
+    PACKAGES,
+    end_policy,
+    install,
+    missing_packages,
+)
 from htcondor_vpn.testbed.steps import CHECKOUT, SetUpFailed, identity, owner, say, step
 
 PYTHON = "/usr/bin/python3"
@@ -100,13 +107,14 @@ def make_venv() -> None:
     os.chown(STAMP, owner(), -1)
 
 
-def set_up(suites: Sequence[str], benchmarks: bool, wireguard: bool = False) -> int:
+def set_up(suites: Sequence[str], benchmarks: bool, wireguard: bool = False, containers: bool = False) -> int:
     """Does whatever is missing and returns 0, or the exit code of a step that has told the user what is wrong.
 
     Raises `SetUpFailed` with the one line that says what the user can do.
     """
     root = os.geteuid() == 0
-    packages = missing_packages({**PACKAGES, **(BENCHMARK_PACKAGES if benchmarks else {})})
+    more = {**(BENCHMARK_PACKAGES if benchmarks else {}), **(CONTAINER_PACKAGES if containers else {})}
+    packages = missing_packages({**PACKAGES, **more})
     if packages and not root:
         raise SetUpFailed(
             f"these Debian packages are missing: {' '.join(packages)}; have an administrator run: "
@@ -139,6 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("suites", nargs="*", metavar="SUITE", help="the Debian suites whose HTCondor is needed")
     parser.add_argument("--benchmarks", action="store_true", help="what the benchmarks compare with, too")
     parser.add_argument("--wireguard", action="store_true", help="fetch wireguard-go, too")
+    parser.add_argument("--containers", action="store_true", help="what building the container images takes, too")
     args = parser.parse_args(argv)
     lock = os.open(CHECKOUT, os.O_RDONLY)
     os.set_inheritable(lock, True)  # a step that outlives us, killed as we may be, is still to be waited for
@@ -148,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BlockingIOError:
             say("another set-up of this checkout is under way; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
-        return set_up(args.suites, args.benchmarks, args.wireguard)
+        return set_up(args.suites, args.benchmarks, args.wireguard, args.containers)
     except SetUpFailed as error:
         say(str(error))
         return 1

@@ -41,6 +41,8 @@ BENCHMARK_PACKAGES = {
     "proxychains4": "proxychains4",
 }
 
+CONTAINER_PACKAGES = {"debootstrap": "debootstrap"}
+
 #: Services that such a package would start, now and at each boot. We need the programs only.
 SERVICES = {"openssh-server": ("ssh",), "squid": ("squid",), "dante-server": ("danted",), "ocserv": ("ocserv",)}
 
