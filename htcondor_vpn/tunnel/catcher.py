@@ -94,6 +94,7 @@ def catch(nft: str, families: Iterable[str], udp: bool, holding: str, besides: I
     whether connects wait for the far side's answer ("on", "off", "auto"). Raises OSError or `CatcherUnavailable`.
     """
     _forward_nothing()
+    _pace_nothing()
     _answer_everyone()
     _route_to_loopback(set(families), besides)
     refusals = "\n        ".join(f"meta mark {refusal:d} {refusal.statement}" for refusal in Refusal)
@@ -122,6 +123,14 @@ def _forward_nothing() -> None:
         path = Path("/proc/sys/net", name)
         if path.exists():  # a kernel without IPv6 forwards none
             path.write_text("0")
+
+
+def _pace_nothing() -> None:
+    """What is sent here goes to the engine on this host, or from it: a host's bbr would only spend time on timers."""
+    path = Path("/proc/sys/net/ipv4/tcp_congestion_control")
+    with suppress(OSError):  # as fast as the host would have it, then
+        if path.read_text().strip() not in ("cubic", "reno"):
+            path.write_text("reno")
 
 
 def _answer_everyone() -> None:

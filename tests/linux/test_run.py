@@ -72,6 +72,10 @@ def test_nothing_but_the_loopback_is_inside(run):
     assert [line.split(":")[0].strip() for line in lines[2:]] == ["lo"]
 
 
+def test_nothing_is_paced_on_its_way_to_the_engine(run):
+    assert run("cat", "/proc/sys/net/ipv4/tcp_congestion_control").stdout.strip() in ("cubic", "reno")
+
+
 def test_input_output_arguments_folder_and_environment_are_passed_on(run, tmp_path):
     done = run(
         "sh", "-c", 'cat; pwd; echo "$0" "$1" "$MINE"; echo oops >&2', "a b", "$HOME",
