@@ -6,8 +6,9 @@ may go is decided as by `PublicPolicy`; addresses that embed others are refused.
 
 from __future__ import annotations
 
+import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from types import TracebackType
@@ -30,21 +31,30 @@ _EMBEDDING = [ip_network(text) for text in ("64:ff9b::/96", "2002::/16", "2001::
 
 
 class KernelNat:
-    """In force inside: for what comes from links whose names begin with `device`."""
+    """In force inside: for what comes from links whose names begin with `device`.
 
-    def __init__(self, device: str, allow: Sequence[Network], deny: Sequence[DeniedDestination]) -> None:
+    A `folder` is made besides, which every account may pass through, and is removed with what is in it.
+    """
+
+    def __init__(
+        self, device: str, allow: Sequence[Network], deny: Sequence[DeniedDestination], folder: Path | None = None
+    ) -> None:
         self._rules = rules(device, allow, deny, own_name_servers())
+        self._folder = folder
 
     def __enter__(self) -> KernelNat:
         nft = find_program("nft", "nftables")
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        self._keeper = fork_child("keeper of the rules", lambda channel: _keep(channel, nft, self._rules), mask)
+        self._keeper = fork_child("keeper of the rules", self._keep_with(nft), mask)
         received = self._keeper.channel.receive()
         if received is None or "error" in received[0]:
             self._keeper.reap()
             told = received[0] if received else {"error": "", "cause": "the rules' keeper died", "remedy": ""}
             raise by_name(told["error"], told["cause"], told["remedy"])
         return self
+
+    def _keep_with(self, nft: str) -> Callable[[Channel], None]:
+        return lambda channel: _keep(channel, nft, self._rules, self._folder)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -53,7 +63,7 @@ class KernelNat:
         self._keeper.reap()
 
 
-def _keep(channel: Channel, nft: str, text: str) -> None:
+def _keep(channel: Channel, nft: str, text: str, folder: Path | None) -> None:
     """Sets everything, and takes it back when the other end of the channel is gone."""
     before = {path: path.read_text() for path in _FORWARDING if path.exists()}
     remove = f"table inet {_TABLE}\ndelete table inet {_TABLE}\n"
@@ -61,6 +71,10 @@ def _keep(channel: Channel, nft: str, text: str) -> None:
         run_program([nft, "-f", "-"], stdin=remove + text)  # one that was left is replaced
         for path in before:
             path.write_text("1")
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(mode=0o711)
+            folder.chmod(0o711)  # whatever the umask is
     except (ProgramFailed, OSError) as error:
         said = error.stderr.strip() if isinstance(error, ProgramFailed) else str(error)
         raise NamespacesUnavailable(f"this host cannot be made to forward: {said}", "start it as root") from error
@@ -70,6 +84,8 @@ def _keep(channel: Channel, nft: str, text: str) -> None:
     finally:
         for path, value in before.items():
             path.write_text(value)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
         run_program([nft, "-f", "-"], stdin=remove)
 
 

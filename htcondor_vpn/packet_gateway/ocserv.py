@@ -37,6 +37,9 @@ from htcondor_vpn.tunnel.tun_namespace import TunNamespace
 _DEVICE = f"{JOB_LINK}-oc"
 _CLIENTS = 4096
 
+#: Where the processes that have become another account meet the others: the gateway's folder is closed to them.
+_SOCKETS = Path("/run/htcondor-vpn-ocserv")
+
 _READY_SECONDS = 20.0
 _LOOK_SECONDS = 0.1
 _USERS_SECONDS = 1.0
@@ -68,6 +71,7 @@ def run(settings: Settings, announce: Callable[[str], None]) -> None:
         folder=users.folder, certificate=found.certificate, key=found.key, host=host, port=port, clients=_CLIENTS,
         single_uid=single_uid, device=_DEVICE, network_v4=OCSERV_V4, network_v6=OCSERV_V6,
         name_servers=own_name_servers() if as_root else [PILOT_V4, PILOT_V6],
+        sockets=users.folder if single_uid else _SOCKETS,
     )  # fmt: skip
     write_atomically(config, text.encode(), 0o600)
 
@@ -75,7 +79,8 @@ def run(settings: Settings, announce: Callable[[str], None]) -> None:
         async with AsyncExitStack() as exits:
             server = _Server(config, users, single_uid, (host or "127.0.0.1", port))
             if as_root:
-                exits.enter_context(KernelNat(_DEVICE, settings.gateway_allow, settings.gateway_deny))
+                sockets = None if single_uid else _SOCKETS
+                exits.enter_context(KernelNat(_DEVICE, settings.gateway_allow, settings.gateway_deny, sockets))
             else:
                 await server.make_namespace(settings, exits)
             await server.start()

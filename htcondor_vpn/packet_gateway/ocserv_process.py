@@ -39,9 +39,9 @@ class OcservProcess:
 
         With `single_uid` it is told that it has dropped its privileges, as there is no other account to become.
         """
-        argv = [find_program("ocserv"), "--foreground", "--log-stderr", "--config", str(config)]
+        argv = [find_program("ocserv"), "--foreground", "--debug", "2", "--config", str(config)]
         if single_uid:
-            argv = [sys.executable, pretend_privilege_drop.__file__, *argv]
+            argv = [sys.executable, "-I", pretend_privilege_drop.__file__, *argv]
         if namespace is None:
             prepare = functools.partial(die_with_parent, signal.SIGKILL)
             return cls(await _executed(argv, prepare), None)

@@ -81,7 +81,7 @@ class Ocserv(Server):
         (folder / "ocserv.conf").write_text("\n".join(lines) + "\n")
         return [
             sys.executable, pretend_privilege_drop.__file__, find_program("ocserv"),
-            "--foreground", "--log-stderr", "--config", str(folder / "ocserv.conf"),
+            "--foreground", "--config", str(folder / "ocserv.conf"),
         ]  # fmt: skip
 
     def start(self) -> None:
