@@ -26,8 +26,9 @@ def tree(pid: int, without: Iterable[int] = ()) -> list[int]:
 
 def family(pid: int) -> list[int]:
     """Of a pilot the supervisor `pid` and what shares its program below it (engine, broker), not COMMAND."""
-    program = os.readlink(f"/proc/{pid}/exe")
-    return [each for each in tree(pid) if _program(each) == program]
+    program = _program(pid)
+    commands = [child for child in children(pid) if _program(child) not in (program, "")]  # and their Python is theirs
+    return [each for each in tree(pid, commands) if _program(each) == program]
 
 
 def command_of(pid: int) -> int:
