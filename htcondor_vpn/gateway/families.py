@@ -50,14 +50,14 @@ class Families:
 
 
 def _ipv4_routes() -> Iterator[Address]:
-    """Yields the networks of the routes in /proc/net/route (host byte order, proc(5))."""
-    for fields in _table("/proc/net/route", skip=1):
+    """Yields the networks of the routes in /proc/self/net/route (host byte order, proc(5))."""
+    for fields in _table("/proc/self/net/route", skip=1):
         if int(fields[3], 16) & (_UP | _REJECT) == _UP:
             yield IPv4Address(struct.pack("=I", int(fields[1], 16)))
 
 
 def _ipv6_routes() -> Iterator[Address]:
-    for fields in _table("/proc/net/ipv6_route", skip=0):
+    for fields in _table("/proc/self/net/ipv6_route", skip=0):
         if int(fields[8], 16) & (_UP | _REJECT) == _UP and fields[9] != "lo":
             yield IPv6Address(bytes.fromhex(fields[0]))
 

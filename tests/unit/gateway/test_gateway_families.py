@@ -32,7 +32,7 @@ def routed(monkeypatch):
     """Which families are routed, given the kernel's tables and no default route."""
 
     def ask(ipv4, ipv6, allow=()):
-        tables = {"/proc/net/route": ipv4, "/proc/net/ipv6_route": ipv6}
+        tables = {"/proc/self/net/route": ipv4, "/proc/self/net/ipv6_route": ipv6}
         monkeypatch.setattr(families, "_table", lambda path, skip: tables[path])
         monkeypatch.setattr(Families, "_has_default", staticmethod(lambda name: False))
         return Families(PublicPolicy(tuple(map(ip_network, allow)))).routed()
