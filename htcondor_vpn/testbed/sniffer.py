@@ -64,9 +64,11 @@ def main() -> None:
         print("listening", flush=True)
         while True:
             ready, _, _ = select.select([sock, sys.stdin], [], [])
-            _drain(sock, pcap)  # also at the end: what has passed the interface is in the socket by then
             if sys.stdin in ready:
                 break
+            _drain(sock, pcap)
+        sock.bind((interface, 0))  # no more from here on, so that what is counted is what is written
+        _drain(sock, pcap)  # what has passed the interface is in the socket by now
         packets, dropped = struct.unpack("II", sock.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
         print(packets, dropped, flush=True)
 

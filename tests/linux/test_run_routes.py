@@ -215,6 +215,7 @@ while True:
 
 def test_names_of_the_site_are_asked_of_the_site(site, services, storage, pilot):
     allowed = [(plan.DMZ_INSIDE.v4, 8443), (storage_site.V4, None)]
+    before = len(services.dns_ledger.entries())
     with Capture(site, allowed) as capture:
         running = pilot(
             DIRECT, DIRECT_DOMAINS="cm.Site.example.", DIRECT_NAME_SERVERS=f"{storage_site.V4}:{storage_site.DNS}"
@@ -224,7 +225,7 @@ def test_names_of_the_site_are_asked_of_the_site(site, services, storage, pilot)
         running.end()
     assert [str(packet) for packet in capture.foreign] == []
     assert {entry["name"] for entry in storage.dns.entries()} == {"cm.site.example."}
-    assert "cm.site.example." not in {entry["name"] for entry in services.dns_ledger.entries()}
+    assert "cm.site.example." not in {entry["name"] for entry in services.dns_ledger.entries()[before:]}
 
 
 def test_a_family_that_only_routes_carry(site, services, gateway, dante, storage, pilot, tmp_path):

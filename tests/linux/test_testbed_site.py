@@ -157,13 +157,18 @@ def test_rate(site: Site, link: Link, up: bool) -> None:
     assert throughput_mbps(site, 50_000_000, up=up) > 200
 
 
+def connect_ms(site: Site) -> float:
+    start = time.monotonic()
+    for end in pair(site):
+        end.close()
+    return (time.monotonic() - start) * 1e3
+
+
 def test_delay(site: Site, link: Link) -> None:
     for delay_ms in (30, 5):
         link.shape(delay_ms=delay_ms)
-        start = time.monotonic()
-        for end in pair(site):
-            end.close()
-        assert 2 * delay_ms <= (time.monotonic() - start) * 1e3 < 2 * delay_ms + 100
+        fastest_ms = min(connect_ms(site) for _ in range(5))  # of the others a busy machine may be a part
+        assert 2 * delay_ms <= fastest_ms < 2 * delay_ms + 100
     assert throughput_mbps(site, 10_000_000, up=True) > 20
 
 
