@@ -104,7 +104,7 @@ class Session:
             with Deadline(self._services.limits.head_seconds):
                 await self._visit.turn()
             self._first_head_until = time.monotonic() + self._services.limits.head_seconds
-            with Deadline(self._services.limits.head_seconds):
+            with Deadline(self._visit.patience_seconds(self._services.limits.head_seconds)):
                 stream = await TlsStream.server(self._sock, self._services.tls.context)
             self._visit.greeted()
         except (OSError, asyncio.TimeoutError) as error:  # ssl.SSLError is an OSError

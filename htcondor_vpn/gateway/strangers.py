@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 _CONNECTIONS_PER_SHARE = 10
 #: Handshakes of one address that go on at once: each holds about 75 kB, and waits for its peer.
 _HANDSHAKES_AT_ONCE = 100
+#: How long a handshake may take, in seconds, while half of those are under way: so that an address is not blocked for
+#: long by those of its hosts that never finish one.
+_PRESSED_SECONDS = 3.0
 #: How many seconds' worth of handshakes may come at once after a pause.
 _BURST_SECONDS = 10.0
 #: What a refused credential costs, in handshakes.
@@ -38,6 +41,7 @@ class _Source:
     stamp: float
     strangers: int = 0
     authenticated: int = 0
+    shaking: int = 0
     logged: float = -_LOG_EVERY_SECONDS
     slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_HANDSHAKES_AT_ONCE))
 
@@ -111,11 +115,18 @@ class Visit:
             await asyncio.sleep(delay_seconds)
         await self._source.slots.acquire()
         self._shaking = True
+        self._source.shaking += 1
+
+    def patience_seconds(self, most_seconds: float) -> float:
+        """How long the handshake may take that now begins."""
+        pressed = self._source.shaking > _HANDSHAKES_AT_ONCE // 2
+        return min(most_seconds, _PRESSED_SECONDS) if pressed else most_seconds
 
     def greeted(self) -> None:
         """The handshake is over."""
         if self._shaking:
             self._shaking = False
+            self._source.shaking -= 1
             self._source.slots.release()
 
     def authenticated(self) -> None:

@@ -111,6 +111,7 @@ async def test_handshakes_at_once(monkeypatch):
     shaking = [strangers.visit("192.0.2.1") for _ in range(_HANDSHAKES_AT_ONCE)]
     for visit in shaking:
         await visit.turn()
+    assert shaking[-1].patience_seconds(10) == 3
     late = strangers.visit("192.0.2.1")
     turn = asyncio.ensure_future(late.turn())
     await asyncio.wait_for(strangers.visit("192.0.2.2").turn(), 10)
@@ -124,6 +125,7 @@ async def test_handshakes_at_once(monkeypatch):
     await asyncio.gather(abandoned, return_exceptions=True)
     for visit in [*shaking, late]:
         visit.end()
+    assert shaking[-1].patience_seconds(10) == 10
     for _ in range(_HANDSHAKES_AT_ONCE):
         await asyncio.wait_for(strangers.visit("192.0.2.1").turn(), 10)
 
