@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,8 @@ def inherited() -> Inheritance | None:
     with open(int(descriptor), encoding="ascii") as file:
         file.seek(0)
         known: dict[str, Any] = json.load(file)
-    found = Inheritance(**{**known, "workers": [Heir(**worker) for worker in known["workers"]]})
+    heirs = [Heir(**_of(Heir, worker)) for worker in known["workers"]]
+    found = Inheritance(**{**_of(Inheritance, known), "workers": heirs})
     for number in _descriptors(found):
         os.set_inheritable(number, False)
     return found
@@ -79,6 +80,11 @@ def execute_anew(inheritance: Inheritance) -> None:
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)
         os.close(memory)
+
+
+def _of(kind: type[Any], known: dict[str, Any]) -> dict[str, Any]:
+    """What this version knows of what another one, perhaps, has handed on."""
+    return {field.name: known[field.name] for field in fields(kind) if field.name in known}
 
 
 def _descriptors(inheritance: Inheritance) -> list[int]:

@@ -12,7 +12,7 @@ from htcondor_vpn.errors import ConfigError
 from htcondor_vpn.gateway.admission import gatekeeper
 from htcondor_vpn.gateway.credentials import Credentials, given_credentials, own_credentials
 from htcondor_vpn.gateway.folder import open_folder
-from htcondor_vpn.gateway.inheritance import inherited, only_checks
+from htcondor_vpn.gateway.inheritance import Inheritance, inherited, only_checks
 from htcondor_vpn.gateway.listening import listen, name_of, raise_descriptor_limit, within_memory
 from htcondor_vpn.gateway.parent import Parent
 from htcondor_vpn.gateway.renewal import ServerTls
@@ -65,7 +65,7 @@ def run(settings: Settings, announce: Callable[[str], None]) -> None:
     if former is None:
         seats, listeners = Seats(), listen(settings.gateway_listen)
     else:
-        seats, listeners = Seats(former.seats), [socket.socket(fileno=number) for number in former.listeners]
+        seats, listeners = _former_seats(former), [socket.socket(fileno=number) for number in former.listeners]
 
     def tell() -> None:
         for listener in listeners:
@@ -87,6 +87,14 @@ def rates(settings: Settings) -> Rates:
         (limit(settings.gateway_pilot_up_mbps), limit(settings.gateway_pilot_down_mbps)),
         tuple((pattern, limit(up), limit(down)) for pattern, up, down in settings.gateway_pilot_rates),
     )
+
+
+def _former_seats(former: Inheritance) -> Seats:
+    """The counts that are handed on; new ones if another version's table looked otherwise."""
+    try:
+        return Seats(former.seats)
+    except ValueError:
+        return Seats()
 
 
 def _names(settings: Settings) -> list[str]:
