@@ -68,13 +68,16 @@ def run(settings: Settings, announce: Callable[[str], None]) -> None:
             log.warning("there are no pilots yet: `htcondor-vpn gateway wireguard add NAME` makes one")
 
         async def serve() -> None:
+            stop = asyncio.Event()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, stop.set)
             server = await _Server.make(settings, program, nft, pilots)
             try:
                 await server.start(private_key, port)
                 announce(f"listening on UDP port {port}")
                 announce(key_text(public_key(private_key)))
                 announce("ready")
-                await server.serve()
+                await server.serve(stop)
             finally:
                 server.close()
 
@@ -113,12 +116,8 @@ class _Server:
         await process.device.configure(private_key, [pilot.peer() for pilot in self._known.values()], port)
         await self._namespace.configure(_LINK, _TUN)
 
-    async def serve(self) -> None:
-        """Serves until a signal comes; raises `VpnError` when the namespace is lost."""
-        loop = asyncio.get_running_loop()
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
+    async def serve(self, stop: asyncio.Event) -> None:
+        """Serves until `stop`; raises `VpnError` when the namespace is lost."""
         stopped = asyncio.ensure_future(stop.wait())
         tasks = [asyncio.ensure_future(work) for work in (
             self._engine.run(_tell), self._keep_running(), self._keep_pilots(), self._namespace.lost(),
