@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import cycle
 from typing import NamedTuple
 
 from benchmarks.contenders import Contender, cpu_seconds_of
@@ -21,6 +22,8 @@ from htcondor_vpn.testbed.site import Site
 
 _TIMEOUT_SECONDS = 90
 _PATIENCE_SECONDS, _PAUSE_SECONDS = 20, 0.1
+#: The server has to hear of the end of a transfer, be a packet lost, before the way to it is taken away.
+_LINGER_SECONDS = 0.5
 
 
 class Cell(NamedTuple):
@@ -90,26 +93,26 @@ def compare(
 ) -> Samples:
     """Measures every contender in every cell, `rounds` times."""
     samples = Samples()
-    for turn in range(rounds):
-        port = IPERF_PORTS[turn % len(IPERF_PORTS)]
+    for _ in range(rounds):
         for cell in in_cells:
             for contender in contenders:
                 with site.direct_route() if contender.forwards else nullcontext():
-                    samples.add(cell, contender.name, transfer(site, contender, cell, port, seconds))
+                    samples.add(cell, contender.name, transfer(site, contender, cell, seconds))
+                    time.sleep(_LINGER_SECONDS if contender.forwards else 0)
     return samples
 
 
-def transfer(site: Site, contender: Contender, cell: Cell, port: int, seconds: int) -> Sample:
+def transfer(site: Site, contender: Contender, cell: Cell, seconds: int) -> Sample:
     """One transfer of `seconds`, after a first second that does not count for the rate."""
     command = [
         find_program("iperf3"), "--json", "--client", str(plan.WORLD["iperf"].v4), "--time", str(seconds),
-        "--omit", "1", "--parallel", str(cell.flows), "--port", str(port),
+        "--omit", "1", "--parallel", str(cell.flows),
         *(["--reverse"] if cell.way == "down" else []),
     ]  # fmt: skip
     until = time.monotonic() + _PATIENCE_SECONDS
-    while True:
+    for port in cycle(IPERF_PORTS):
         before = cpu_seconds_of(contender)
-        done = site.node.run(contender.argv(command), timeout_seconds=_TIMEOUT_SECONDS)
+        done = site.node.run(contender.argv([*command, "--port", str(port)]), timeout_seconds=_TIMEOUT_SECONDS)
         cpu_seconds = cpu_seconds_of(contender) - before
         told = json.loads(done.stdout)
         if "error" not in told:
