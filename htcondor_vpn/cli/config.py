@@ -12,7 +12,8 @@ from htcondor_vpn.cli.output import plain, say
 from htcondor_vpn.cli.reference import PAGES
 from htcondor_vpn.config_sources import Sources, config_files
 from htcondor_vpn.errors import ConfigError, ConfigUnreadable
-from htcondor_vpn.settings import ENVIRONMENT_PREFIX, KNOBS, PREFIX, Settings, examine
+from htcondor_vpn.knobs import KNOBS, PREFIX
+from htcondor_vpn.settings import ENVIRONMENT_PREFIX, Settings, examine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

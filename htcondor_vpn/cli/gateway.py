@@ -15,7 +15,8 @@ from htcondor_vpn.cli import gateway_check, gateway_deny, gateway_ocserv, gatewa
 from htcondor_vpn.cli.output import date, print_secret, print_table, say
 from htcondor_vpn.config_sources import config_files
 from htcondor_vpn.errors import ProgramMissing, UsageError
-from htcondor_vpn.settings import PREFIX, Settings
+from htcondor_vpn.knobs import PREFIX
+from htcondor_vpn.settings import Settings
 
 if TYPE_CHECKING:
     from htcondor_vpn.gateway.tokens import TokenStore

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from htcondor_vpn.knobs import KNOBS, PREFIX
 from htcondor_vpn.publish.advertiser import ATTRIBUTES, STALE_SECONDS
-from htcondor_vpn.settings import ENVIRONMENT_PREFIX, KNOBS, PREFIX
+from htcondor_vpn.settings import ENVIRONMENT_PREFIX
 
 _GENERATED = "<!-- Written by `htcondor-vpn config docs {page}`: change the table in the code, not this page. -->\n"
 

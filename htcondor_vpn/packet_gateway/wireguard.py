@@ -22,10 +22,11 @@ from htcondor_vpn.errors import ListenError, NamespacesUnavailable, VpnError
 from htcondor_vpn.gateway.folder import open_folder
 from htcondor_vpn.gateway.listening import raise_descriptor_limit
 from htcondor_vpn.gateway.wireguard_pilots import WireguardPilot, WireguardPilots, public_key, server_key
+from htcondor_vpn.knobs import PREFIX
 from htcondor_vpn.linux import wireguard_go
 from htcondor_vpn.packet_gateway.inner import caught, host_engine
 from htcondor_vpn.packet_gateway.pilots_engine import PilotsEngine
-from htcondor_vpn.settings import PREFIX, Settings
+from htcondor_vpn.settings import Settings
 from htcondor_vpn.tunnel.catcher import find_nft
 from htcondor_vpn.tunnel.engine import EngineReport
 from htcondor_vpn.tunnel.tun_namespace import TunConfig, TunNamespace

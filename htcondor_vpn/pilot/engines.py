@@ -7,9 +7,10 @@ from pathlib import Path
 
 from htcondor_vpn.errors import ConfigError
 from htcondor_vpn.knob_values import GatewayEndpoint, is_address
+from htcondor_vpn.knobs import PREFIX
 from htcondor_vpn.linux import wireguard_go
 from htcondor_vpn.linux.programs import find_program
-from htcondor_vpn.settings import PREFIX, Settings
+from htcondor_vpn.settings import Settings
 from htcondor_vpn.tunnel.carrier import Carrier
 from htcondor_vpn.tunnel.gateways import Gateway
 from htcondor_vpn.tunnel.http_proxy import HttpProxy, ThroughProxy

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from htcondor_vpn import knob_values as is_a
 from htcondor_vpn.errors import ConfigError, ConfigUnreadable
-from htcondor_vpn.settings import BY_NAME, KNOBS, PREFIX, Settings, examine
+from htcondor_vpn.knobs import BY_NAME, KNOBS, PREFIX
+from htcondor_vpn.settings import Settings, examine
 
 PIN = "pin-sha256:" + "A" * 43 + "="
 
