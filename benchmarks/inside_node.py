@@ -11,7 +11,7 @@ import sys
 from ipaddress import ip_address
 from pathlib import Path
 
-from htcondor_vpn.tunnel.gateways import Gateway
+from htcondor_vpn.tunnel.carriers.gateways import Gateway
 from htcondor_vpn.wire.trust import Trust, read_pins
 
 _SETTLE_SECONDS = 3.0

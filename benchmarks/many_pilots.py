@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.processes import pss_bytes, tree
-from htcondor_vpn.gateway.tokens import TokenStore
+from htcondor_vpn.gateway.trust.tokens import TokenStore
 from htcondor_vpn.testbed import plan
 from htcondor_vpn.testbed.gateway import PORT, SiteGateway
 from htcondor_vpn.testbed.logs import wait_for_log

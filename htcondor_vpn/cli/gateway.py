@@ -19,7 +19,7 @@ from htcondor_vpn.knobs import PREFIX
 from htcondor_vpn.settings import Settings
 
 if TYPE_CHECKING:
-    from htcondor_vpn.gateway.tokens import TokenStore
+    from htcondor_vpn.gateway.trust.tokens import TokenStore
 
 #: Options that set a knob for this run; those that may be given more than once make a list.
 _KNOBS = {
@@ -142,15 +142,15 @@ def _run(_args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _pin(_args: argparse.Namespace, settings: Settings) -> int:
-    from htcondor_vpn.gateway import service
+    from htcondor_vpn.gateway.operation import service
 
     say(service.credentials(settings).pin)
     return 0
 
 
 def _rotate(args: argparse.Namespace, settings: Settings) -> int:
-    from htcondor_vpn.gateway import credentials
-    from htcondor_vpn.gateway.folder import open_folder
+    from htcondor_vpn.gateway.trust import credentials
+    from htcondor_vpn.gateway.trust.folder import open_folder
 
     if settings.gateway_certificate_file is not None:
         raise UsageError("this gateway's certificate is one of your own", "renew it in its place, and it is used")
@@ -164,7 +164,7 @@ def _rotate(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _token_add(args: argparse.Namespace, settings: Settings) -> int:
-    from htcondor_vpn.gateway.folder import write_atomically
+    from htcondor_vpn.gateway.trust.folder import write_atomically
 
     lifetime_seconds = None
     if args.expires is not None:
@@ -202,7 +202,7 @@ def _token_list(_args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _store(settings: Settings) -> TokenStore:
-    from htcondor_vpn.gateway.folder import open_folder
-    from htcondor_vpn.gateway.tokens import TokenStore
+    from htcondor_vpn.gateway.trust.folder import open_folder
+    from htcondor_vpn.gateway.trust.tokens import TokenStore
 
     return TokenStore(open_folder(settings.gateway_dir))

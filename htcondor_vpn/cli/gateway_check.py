@@ -12,7 +12,7 @@ from htcondor_vpn.special_addresses import Address
 
 def check(args: argparse.Namespace, settings: Settings) -> int:
     """Prints a line for each address of each destination; returns 1 if none of a destination's may be reached."""
-    from htcondor_vpn.gateway.destinations import PublicPolicy
+    from htcondor_vpn.gateway.serving.destinations import PublicPolicy
 
     policy = PublicPolicy(settings.gateway_allow, settings.gateway_deny)
     rows, code = [("DESTINATION", "ADDRESS", "VERDICT", "RULE")], 0
@@ -28,8 +28,8 @@ def check(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _addresses(destination: str) -> list[tuple[Address, int]]:
-    from htcondor_vpn.gateway.destinations import parse_target
-    from htcondor_vpn.gateway.names import addresses_of
+    from htcondor_vpn.gateway.serving.destinations import parse_target
+    from htcondor_vpn.gateway.serving.names import addresses_of
 
     try:
         host, port = parse_target(destination)

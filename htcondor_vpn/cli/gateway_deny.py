@@ -10,7 +10,7 @@ from htcondor_vpn.cli.output import date, print_table
 from htcondor_vpn.settings import Settings
 
 if TYPE_CHECKING:
-    from htcondor_vpn.gateway.deny_list import DenyList
+    from htcondor_vpn.gateway.trust.deny_list import DenyList
 
 
 def add_verbs(deny: argparse.ArgumentParser, add_common: Callable[[argparse.ArgumentParser, object], None]) -> None:
@@ -51,7 +51,7 @@ def _list(_args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _deny_list(settings: Settings) -> DenyList:
-    from htcondor_vpn.gateway.deny_list import DenyList
-    from htcondor_vpn.gateway.folder import open_folder
+    from htcondor_vpn.gateway.trust.deny_list import DenyList
+    from htcondor_vpn.gateway.trust.folder import open_folder
 
     return DenyList(open_folder(settings.gateway_dir))

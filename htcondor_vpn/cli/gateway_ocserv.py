@@ -27,8 +27,8 @@ def add_verbs(parser: argparse.ArgumentParser, add_common: Callable[[argparse.Ar
 
 
 def _add(args: argparse.Namespace, settings: Settings) -> int:
-    from htcondor_vpn.gateway.folder import write_atomically
     from htcondor_vpn.gateway.ocserv_users import OcservUsers
+    from htcondor_vpn.gateway.trust.folder import write_atomically
 
     users = OcservUsers(settings.gateway_dir)
     text = f"{args.user_name}:{users.add(args.user_name)}\n"

@@ -48,7 +48,7 @@ def add_verbs(
 
 
 def _status(args: argparse.Namespace, settings: Settings) -> int:
-    from htcondor_vpn.gateway.control import Connection
+    from htcondor_vpn.gateway.operation.control import Connection
 
     with Connection(settings.gateway_dir) as gateway:
         status = gateway.ask({"do": "status"})
@@ -84,7 +84,7 @@ def _status(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _drain(args: argparse.Namespace, settings: Settings) -> int:
-    from htcondor_vpn.gateway.control import Connection
+    from htcondor_vpn.gateway.operation.control import Connection
 
     request: dict[str, Any] = {"do": "drain"}
     if args.timeout is not None:
@@ -100,7 +100,7 @@ def _drain(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _restart(_args: argparse.Namespace, settings: Settings) -> int:
-    from htcondor_vpn.gateway.control import Connection
+    from htcondor_vpn.gateway.operation.control import Connection
 
     deadline = time.monotonic() + _RESTART_SECONDS
     with Connection(settings.gateway_dir) as gateway:
@@ -123,7 +123,7 @@ def _restart(_args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _ledger(args: argparse.Namespace, settings: Settings) -> int:
-    from htcondor_vpn.gateway.ledger import sums
+    from htcondor_vpn.gateway.operation.ledger import sums
 
     rows = sums(settings.gateway_dir, args.by, _since(args.since), args.pilot)
     if args.json:

@@ -31,8 +31,8 @@ def add_verbs(parser: argparse.ArgumentParser, add_common: Callable[[argparse.Ar
 
 
 def _add(args: argparse.Namespace, settings: Settings) -> int:
-    from htcondor_vpn.gateway.folder import open_folder, write_atomically
-    from htcondor_vpn.gateway.listening import name_of
+    from htcondor_vpn.gateway.operation.listening import name_of
+    from htcondor_vpn.gateway.trust.folder import open_folder, write_atomically
     from htcondor_vpn.gateway.wireguard_pilots import client_file, public_key, server_key
     from htcondor_vpn.packet_gateway.wireguard import endpoint
 
@@ -67,7 +67,7 @@ def _list(_args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _pilots(settings: Settings) -> WireguardPilots:
-    from htcondor_vpn.gateway.folder import open_folder
+    from htcondor_vpn.gateway.trust.folder import open_folder
     from htcondor_vpn.gateway.wireguard_pilots import WireguardPilots
 
     return WireguardPilots(open_folder(settings.gateway_dir))

@@ -8,7 +8,7 @@ from importlib import import_module
 from htcondor_vpn.settings import Settings
 
 #: The module in which each kind has its `run(settings, announce)`: in this room, or in one above it.
-MODULES = {"stream": "htcondor_vpn.gateway.service", "wireguard": "htcondor_vpn.packet_gateway.wireguard",
+MODULES = {"stream": "htcondor_vpn.gateway.operation.service", "wireguard": "htcondor_vpn.packet_gateway.wireguard",
            "ocserv": "htcondor_vpn.packet_gateway.ocserv"}  # fmt: skip
 
 

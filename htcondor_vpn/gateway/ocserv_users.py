@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 
 from htcondor_vpn.errors import GatewayFolderError, TokenNameError
-from htcondor_vpn.gateway.folder import locked, open_folder
+from htcondor_vpn.gateway.trust.folder import locked, open_folder
 from htcondor_vpn.linux.programs import ProgramFailed, find_program, run_program
 
 _PASSWORD_BYTES = 24

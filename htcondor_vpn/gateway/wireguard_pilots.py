@@ -19,8 +19,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from htcondor_vpn.addresses import PILOT_V4, PILOT_V6, WIREGUARD_V4, WIREGUARD_V6
 from htcondor_vpn.errors import GatewayFolderError, TokenNameError
-from htcondor_vpn.gateway.database import Database
-from htcondor_vpn.gateway.folder import check_private, locked, read_bytes, write_atomically
+from htcondor_vpn.gateway.trust.database import Database
+from htcondor_vpn.gateway.trust.folder import check_private, locked, read_bytes, write_atomically
 from htcondor_vpn.wire.wireguard import KEY_BYTES, Address, Peer, key_text, parse_key
 
 _KEY_FILE = "wireguard.key"

@@ -6,9 +6,9 @@ So a gateway for packets needs no NAT and no privilege, and judges destinations 
 from __future__ import annotations
 
 from htcondor_vpn.errors import GatewayUnreachable
-from htcondor_vpn.gateway.connector import Connector
-from htcondor_vpn.gateway.families import Families
-from htcondor_vpn.gateway.resolver import Resolver
+from htcondor_vpn.gateway.serving.connector import Connector
+from htcondor_vpn.gateway.serving.families import Families
+from htcondor_vpn.gateway.serving.resolver import Resolver
 from htcondor_vpn.tunnel.carrier import Address, Answer, FlowRefused, never
 from htcondor_vpn.wire.datagrams import DatagramPipe
 from htcondor_vpn.wire.stream import PlainStream

@@ -5,22 +5,22 @@ from __future__ import annotations
 import signal
 
 from htcondor_vpn.errors import NamespacesUnavailable, by_name
-from htcondor_vpn.gateway.connector import Connector
-from htcondor_vpn.gateway.destinations import PublicPolicy
-from htcondor_vpn.gateway.families import Families
-from htcondor_vpn.gateway.names import Names
-from htcondor_vpn.gateway.resolver import Resolver
-from htcondor_vpn.gateway.roster import Limits
+from htcondor_vpn.gateway.serving.connector import Connector
+from htcondor_vpn.gateway.serving.destinations import PublicPolicy
+from htcondor_vpn.gateway.serving.families import Families
+from htcondor_vpn.gateway.serving.names import Names
+from htcondor_vpn.gateway.serving.resolver import Resolver
+from htcondor_vpn.gateway.serving.roster import Limits
 from htcondor_vpn.linux.channel import Channel
 from htcondor_vpn.linux.children import fork_child
 from htcondor_vpn.packet_gateway.host_carrier import HostCarrier
 from htcondor_vpn.packet_gateway.pilots_engine import PilotsEngine
 from htcondor_vpn.settings import Settings
-from htcondor_vpn.tunnel.catcher import catch
+from htcondor_vpn.tunnel.carriers.tun_namespace import TunNamespace
+from htcondor_vpn.tunnel.catching.catcher import catch
 from htcondor_vpn.tunnel.engine import InnerSockets
 from htcondor_vpn.tunnel.members import Lone
 from htcondor_vpn.tunnel.pool import Pool
-from htcondor_vpn.tunnel.tun_namespace import TunNamespace
 from htcondor_vpn.wire.dialing import tune
 
 

@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from htcondor_vpn.addresses import OCSERV_V4, OCSERV_V6
 from htcondor_vpn.denied_destinations import DeniedDestination
 from htcondor_vpn.errors import NamespacesUnavailable, by_name
-from htcondor_vpn.gateway.destinations import PRIVATE
+from htcondor_vpn.gateway.serving.destinations import PRIVATE
 from htcondor_vpn.linux.channel import Channel
 from htcondor_vpn.linux.children import fork_child
 from htcondor_vpn.linux.programs import ProgramFailed, find_program, run_program

@@ -21,17 +21,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from htcondor_vpn.addresses import JOB_LINK, OCSERV_V4, OCSERV_V6, PILOT_V4, PILOT_V6
 from htcondor_vpn.errors import ConfigError, ListenError, NamespacesUnavailable
-from htcondor_vpn.gateway.folder import write_atomically
-from htcondor_vpn.gateway.listening import listen, raise_descriptor_limit
 from htcondor_vpn.gateway.ocserv_users import OcservUsers
-from htcondor_vpn.gateway.service import credentials
+from htcondor_vpn.gateway.operation.listening import listen, raise_descriptor_limit
+from htcondor_vpn.gateway.operation.service import credentials
+from htcondor_vpn.gateway.trust.folder import write_atomically
 from htcondor_vpn.linux.programs import find_program
 from htcondor_vpn.packet_gateway.inner import caught, host_engine
 from htcondor_vpn.packet_gateway.kernel_nat import KernelNat, own_name_servers
 from htcondor_vpn.packet_gateway.ocserv_process import OcservProcess
 from htcondor_vpn.settings import Settings
-from htcondor_vpn.tunnel.catcher import find_nft
-from htcondor_vpn.tunnel.tun_namespace import TunNamespace
+from htcondor_vpn.tunnel.carriers.tun_namespace import TunNamespace
+from htcondor_vpn.tunnel.catching.catcher import find_nft
 
 #: To the catcher it is a job's link, whose pilots may ask the resolver. A number follows.
 _DEVICE = f"{JOB_LINK}-oc"

@@ -17,7 +17,7 @@ from htcondor_vpn.gateway import pretend_privilege_drop
 from htcondor_vpn.linux import seccomp
 from htcondor_vpn.linux.namespaces import die_with_parent
 from htcondor_vpn.linux.programs import find_program
-from htcondor_vpn.tunnel.tun_namespace import TunNamespace
+from htcondor_vpn.tunnel.carriers.tun_namespace import TunNamespace
 
 _END_SECONDS = 5.0
 _START_SECONDS = 10.0

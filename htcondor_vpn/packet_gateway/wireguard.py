@@ -19,19 +19,19 @@ from typing import Any
 
 from htcondor_vpn.addresses import JOB_LINK, WIREGUARD_V4, WIREGUARD_V6
 from htcondor_vpn.errors import ListenError, NamespacesUnavailable, VpnError
-from htcondor_vpn.gateway.folder import open_folder
-from htcondor_vpn.gateway.listening import raise_descriptor_limit
+from htcondor_vpn.gateway.operation.listening import raise_descriptor_limit
+from htcondor_vpn.gateway.trust.folder import open_folder
 from htcondor_vpn.gateway.wireguard_pilots import WireguardPilot, WireguardPilots, public_key, server_key
 from htcondor_vpn.knobs import PREFIX
 from htcondor_vpn.linux import wireguard_go
 from htcondor_vpn.packet_gateway.inner import caught, host_engine
 from htcondor_vpn.packet_gateway.pilots_engine import PilotsEngine
 from htcondor_vpn.settings import Settings
-from htcondor_vpn.tunnel.catcher import find_nft
+from htcondor_vpn.tunnel.carriers.tun_namespace import TunConfig, TunNamespace
+from htcondor_vpn.tunnel.carriers.wireguard_config import DEFAULT_MTU
+from htcondor_vpn.tunnel.carriers.wireguard_process import WireguardProcess
+from htcondor_vpn.tunnel.catching.catcher import find_nft
 from htcondor_vpn.tunnel.engine import EngineReport
-from htcondor_vpn.tunnel.tun_namespace import TunConfig, TunNamespace
-from htcondor_vpn.tunnel.wireguard_config import DEFAULT_MTU
-from htcondor_vpn.tunnel.wireguard_process import WireguardProcess
 from htcondor_vpn.wire.wireguard import key_text
 
 DEFAULT_PORT = 51820

@@ -11,8 +11,8 @@ from htcondor_vpn.knobs import PREFIX
 from htcondor_vpn.pilot.engines import MakePool, gateway_maker, maker
 from htcondor_vpn.route_rules import DIRECT, REJECT, TUNNEL, RouteRule
 from htcondor_vpn.settings import Settings
+from htcondor_vpn.tunnel.carriers.private_names import PrivateNames
 from htcondor_vpn.tunnel.ladder import Ladder
-from htcondor_vpn.tunnel.private_names import PrivateNames
 from htcondor_vpn.tunnel.routes import NodeNetwork, Outlet, Rejection, Route
 
 _OUTLETS: dict[str, Outlet | None] = {TUNNEL: None, DIRECT: NodeNetwork(), REJECT: Rejection()}

@@ -12,18 +12,18 @@ from htcondor_vpn.linux import wireguard_go
 from htcondor_vpn.linux.programs import find_program
 from htcondor_vpn.settings import Settings
 from htcondor_vpn.tunnel.carrier import Carrier
-from htcondor_vpn.tunnel.gateways import Gateway
-from htcondor_vpn.tunnel.http_proxy import HttpProxy, ThroughProxy
+from htcondor_vpn.tunnel.carriers.gateways import Gateway
+from htcondor_vpn.tunnel.carriers.http_proxy import HttpProxy, ThroughProxy
+from htcondor_vpn.tunnel.carriers.openconnect import Login, OpenConnect, find_library
+from htcondor_vpn.tunnel.carriers.proxied import ProxiedCarrier, Proxy
+from htcondor_vpn.tunnel.carriers.server import Endpointed, Server
+from htcondor_vpn.tunnel.carriers.socks5 import Socks5
+from htcondor_vpn.tunnel.carriers.ssh import START_SECONDS, SshForward
+from htcondor_vpn.tunnel.carriers.token import TokenFile, check_private_key, read_credentials
+from htcondor_vpn.tunnel.carriers.wireguard import WireguardCarrier
+from htcondor_vpn.tunnel.carriers.wireguard_config import read_config
 from htcondor_vpn.tunnel.members import Lone, Member, Named
-from htcondor_vpn.tunnel.openconnect import Login, OpenConnect, find_library
 from htcondor_vpn.tunnel.pool import Pool
-from htcondor_vpn.tunnel.proxied import ProxiedCarrier, Proxy
-from htcondor_vpn.tunnel.server import Endpointed, Server
-from htcondor_vpn.tunnel.socks5 import Socks5
-from htcondor_vpn.tunnel.ssh import START_SECONDS, SshForward
-from htcondor_vpn.tunnel.token import TokenFile, check_private_key, read_credentials
-from htcondor_vpn.tunnel.wireguard import WireguardCarrier
-from htcondor_vpn.tunnel.wireguard_config import read_config
 from htcondor_vpn.wire.dialing import Endpoint
 from htcondor_vpn.wire.trust import Trust, read_pins
 

@@ -15,7 +15,7 @@ from htcondor_vpn.linux.namespaces import CLONE_NEWNET, CLONE_NEWNS, KINDS, new_
 from htcondor_vpn.pilot.run_folder import RunFolder
 from htcondor_vpn.route_rules import led_beside
 from htcondor_vpn.settings import Settings
-from htcondor_vpn.tunnel.catcher import catch
+from htcondor_vpn.tunnel.catching.catcher import catch
 
 #: Where the host's own name services listen. UNIX sockets cross network namespaces: they would answer for the host.
 _NAME_SERVICES = (Path("/run/nscd"), Path("/run/systemd/resolve"), Path("/run/avahi-daemon"))

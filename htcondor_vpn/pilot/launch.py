@@ -19,7 +19,7 @@ from htcondor_vpn.pilot.engines import engine_pools
 from htcondor_vpn.pilot.run_folder import RunFolder
 from htcondor_vpn.pilot.supervisor import FORWARDED, Supervisor
 from htcondor_vpn.settings import Settings
-from htcondor_vpn.tunnel.catcher import find_nft
+from htcondor_vpn.tunnel.catching.catcher import find_nft
 from htcondor_vpn.tunnel.engine import Engine
 from htcondor_vpn.tunnel.stream import StreamEngine
 

@@ -126,6 +126,6 @@ def _pin(certificate: Path) -> str:
     """The pin of a certificate's key (RFC 7469)."""
     from cryptography import x509
 
-    from htcondor_vpn.gateway.credentials import pin_of
+    from htcondor_vpn.gateway.trust.credentials import pin_of
 
     return pin_of(x509.load_pem_x509_certificate(certificate.read_bytes()))

@@ -8,7 +8,7 @@ import fcntl
 import socket
 import time
 
-from htcondor_vpn.tunnel.gateways import Gateway
+from htcondor_vpn.tunnel.carriers.gateways import Gateway
 
 TARGET = "/.well-known/htcondor-vpn/bytes"
 _SECONDS = 0.5

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from htcondor_vpn.errors import GatewayNameError
 from htcondor_vpn.tunnel.carrier import Carrier
-from htcondor_vpn.tunnel.server import host_port
+from htcondor_vpn.tunnel.carriers.server import host_port
 from htcondor_vpn.wire.deadline import Deadline
 from htcondor_vpn.wire.dialing import Endpoint
 

@@ -16,7 +16,7 @@ from htcondor_vpn.linux.routes import is_own
 from htcondor_vpn.route_rules import RouteRule
 from htcondor_vpn.special_addresses import Address, never, unmapped
 from htcondor_vpn.tunnel.carrier import FlowRefused
-from htcondor_vpn.tunnel.direct import DirectFlows
+from htcondor_vpn.tunnel.carriers.direct import DirectFlows
 from htcondor_vpn.tunnel.engine import REASON_LENGTH, RouteReport
 from htcondor_vpn.tunnel.ladder import Ladder
 from htcondor_vpn.wire.datagrams import DatagramPipe

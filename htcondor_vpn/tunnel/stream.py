@@ -20,16 +20,16 @@ from htcondor_vpn.errors import VpnError
 from htcondor_vpn.linux.datagrams import DatagramSockets
 from htcondor_vpn.tunnel.bandwidth import measure
 from htcondor_vpn.tunnel.carrier import FlowRefused
-from htcondor_vpn.tunnel.datagrams import DatagramCarrier
-from htcondor_vpn.tunnel.dns import DnsResponder
-from htcondor_vpn.tunnel.echoes import EchoCarrier
+from htcondor_vpn.tunnel.carriers.gateways import Gateway
+from htcondor_vpn.tunnel.carriers.private_names import PrivateNames
+from htcondor_vpn.tunnel.catching.datagrams import DatagramCarrier
+from htcondor_vpn.tunnel.catching.dns import DnsResponder
+from htcondor_vpn.tunnel.catching.echoes import EchoCarrier
+from htcondor_vpn.tunnel.catching.fair_share import SharedBy, by_link
+from htcondor_vpn.tunnel.catching.holding import Holder
 from htcondor_vpn.tunnel.engine import EngineReport, InnerSockets
-from htcondor_vpn.tunnel.fair_share import SharedBy, by_link
-from htcondor_vpn.tunnel.gateways import Gateway
-from htcondor_vpn.tunnel.holding import Holder
 from htcondor_vpn.tunnel.ladder import Ladder
 from htcondor_vpn.tunnel.pool import Pool
-from htcondor_vpn.tunnel.private_names import PrivateNames
 from htcondor_vpn.tunnel.routes import Route, Routes
 from htcondor_vpn.wire.relay import Traffic, relay
 from htcondor_vpn.wire.tls import reset

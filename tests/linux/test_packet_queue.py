@@ -7,7 +7,7 @@ _BEGIN = """
 import select, socket, subprocess, sys
 from htcondor_vpn.linux.nfqueue import PacketQueue, make_socket, tcp_ends
 from htcondor_vpn.linux.programs import find_program
-from htcondor_vpn.tunnel.queue_rules import xtables_rules
+from htcondor_vpn.tunnel.catching.queue_rules import xtables_rules
 from htcondor_vpn.addresses import HOLD_QUEUE
 
 subprocess.run(["sh", "-c", "ip link set lo up && ip address add 203.0.113.20/32 dev lo"], check=True)

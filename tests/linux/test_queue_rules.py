@@ -7,7 +7,7 @@ import sys
 
 from htcondor_vpn.addresses import ECHO_QUEUE, HOLD_QUEUE
 from htcondor_vpn.linux.programs import find_program
-from htcondor_vpn.tunnel.queue_rules import nft_rules, xtables_rules
+from htcondor_vpn.tunnel.catching.queue_rules import nft_rules, xtables_rules
 
 
 def in_a_network_of_its_own(argv, stdin=""):

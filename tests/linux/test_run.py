@@ -135,7 +135,7 @@ def gateway_without_udp(site, tmp_path, monkeypatch):
     program = (
         "import sys\n"
         "from htcondor_vpn.cli.main import main\n"
-        "from htcondor_vpn.gateway.exchange import Exchange\n"
+        "from htcondor_vpn.gateway.serving.exchange import Exchange\n"
         "real = Exchange.answer_json\n"
         "async def older(self, status, value): value.pop('udp', None); await real(self, status, value)\n"
         "Exchange.answer_json = older\n"

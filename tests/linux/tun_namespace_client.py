@@ -10,7 +10,7 @@ import sys
 import time
 from ipaddress import ip_address, ip_network
 
-from htcondor_vpn.tunnel.tun_namespace import TunConfig, TunNamespace
+from htcondor_vpn.tunnel.carriers.tun_namespace import TunConfig, TunNamespace
 
 CONFIG = TunConfig(
     mtu=1400,

@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from htcondor_vpn.gateway.identity import Presented
-from htcondor_vpn.gateway.idtoken import Pool
-from htcondor_vpn.gateway.jwt_bearer import JsonWebTokens
+from htcondor_vpn.gateway.trust.identity import Presented
+from htcondor_vpn.gateway.trust.idtoken import Pool
+from htcondor_vpn.gateway.trust.jwt_bearer import JsonWebTokens
 from htcondor_vpn.testbed.condor_folder import TRUST_DOMAIN
 from htcondor_vpn.testbed.gateway import SiteGateway, vpn_command
 from htcondor_vpn.testbed.logs import wait_for_log

@@ -14,16 +14,16 @@ from dataclasses import replace
 
 import pytest
 
-from htcondor_vpn.gateway.credentials import own_credentials
-from htcondor_vpn.gateway.deny_list import DenyList
-from htcondor_vpn.gateway.folder import open_folder
-from htcondor_vpn.gateway.gatekeeper import Gatekeeper
-from htcondor_vpn.gateway.leases import Leases
-from htcondor_vpn.gateway.listening import listen
-from htcondor_vpn.gateway.renewal import ServerTls
-from htcondor_vpn.gateway.roster import Limits
-from htcondor_vpn.gateway.server import Gateway
-from htcondor_vpn.gateway.tokens import TokenStore
+from htcondor_vpn.gateway.operation.listening import listen
+from htcondor_vpn.gateway.operation.server import Gateway
+from htcondor_vpn.gateway.serving.roster import Limits
+from htcondor_vpn.gateway.trust.credentials import own_credentials
+from htcondor_vpn.gateway.trust.deny_list import DenyList
+from htcondor_vpn.gateway.trust.folder import open_folder
+from htcondor_vpn.gateway.trust.gatekeeper import Gatekeeper
+from htcondor_vpn.gateway.trust.leases import Leases
+from htcondor_vpn.gateway.trust.renewal import ServerTls
+from htcondor_vpn.gateway.trust.tokens import TokenStore
 from htcondor_vpn.wire.http import HttpConnection
 from htcondor_vpn.wire.tls import TlsStream
 from htcondor_vpn.wire.trust import Trust, pin_of

@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from signing import DAY, NOW, Authority
 
 from htcondor_vpn.errors import GatewayFolderError
-from htcondor_vpn.gateway.client_certificate import ClientCertificates
-from htcondor_vpn.gateway.identity import CredentialRefused, Presented
+from htcondor_vpn.gateway.trust.client_certificate import ClientCertificates
+from htcondor_vpn.gateway.trust.identity import CredentialRefused, Presented
 from htcondor_vpn.wire.http import HttpConnection
 from htcondor_vpn.wire.tls import TlsStream
 
@@ -199,7 +199,7 @@ async def test_a_session_that_is_resumed_keeps_its_certificate(running, ca, ca_f
 
 
 def test_a_ca_file_that_is_none(tmp_path, running):
-    from htcondor_vpn.gateway.credentials import own_credentials
+    from htcondor_vpn.gateway.trust.credentials import own_credentials
 
     (tmp_path / "ca.pem").write_text("nonsense")
     with pytest.raises(GatewayFolderError, match="no usable CA certificate"):

@@ -2,9 +2,9 @@
 
 import json
 
-from htcondor_vpn.gateway.flows import Flows
-from htcondor_vpn.gateway.tally import Tally
-from htcondor_vpn.gateway.worker import batches
+from htcondor_vpn.gateway.operation.tally import Tally
+from htcondor_vpn.gateway.operation.worker import batches
+from htcondor_vpn.gateway.serving.flows import Flows
 
 
 def test_sums_tell_what_is_new():
@@ -36,7 +36,7 @@ def test_a_flow_is_recorded_at_its_end_and_when_it_has_moved():
 
 
 def test_what_waits_to_be_told_is_bounded(monkeypatch):
-    monkeypatch.setattr("htcondor_vpn.gateway.flows._MAX_ENDED", 3)
+    monkeypatch.setattr("htcondor_vpn.gateway.serving.flows._MAX_ENDED", 3)
     flows = Flows()
     for _ in range(5):
         flows.end(flows.begin("alice", "h:1"), "closed")
@@ -58,7 +58,7 @@ def test_a_tally_is_over_all_processes():
 
 
 def test_pilots_without_flows_are_forgotten(monkeypatch):
-    monkeypatch.setattr("htcondor_vpn.gateway.tally._KEPT_SECONDS", 0)
+    monkeypatch.setattr("htcondor_vpn.gateway.operation.tally._KEPT_SECONDS", 0)
     tally = Tally()
     tally.add(1, [("alice", 0, 1, 1, 1), ("bob", 1, 0, 1, 1)])
     tally.tick()

@@ -7,8 +7,13 @@ import pytest
 from cryptography import x509
 
 from htcondor_vpn.errors import GatewayFolderError
-from htcondor_vpn.gateway.credentials import activate_rotation, given_credentials, own_credentials, prepare_rotation
-from htcondor_vpn.gateway.folder import open_folder
+from htcondor_vpn.gateway.trust.credentials import (
+    activate_rotation,
+    given_credentials,
+    own_credentials,
+    prepare_rotation,
+)
+from htcondor_vpn.gateway.trust.folder import open_folder
 from htcondor_vpn.wire.trust import pin_of, read_pins
 
 

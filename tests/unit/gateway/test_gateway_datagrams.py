@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from htcondor_vpn.gateway import datagrams
+from htcondor_vpn.gateway.serving import datagrams
 from htcondor_vpn.wire.capsules import encode
 from htcondor_vpn.wire.datagrams import CapsulePipe
 

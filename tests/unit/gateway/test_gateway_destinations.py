@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from htcondor_vpn.denied_destinations import denied_destinations
-from htcondor_vpn.gateway.destinations import PublicPolicy, interleaved, parse_target
+from htcondor_vpn.gateway.serving.destinations import PublicPolicy, interleaved, parse_target
 from htcondor_vpn.linux.netlink import NetlinkError
 from htcondor_vpn.linux.routes import is_own
 
@@ -98,7 +98,7 @@ def test_notable(address):
 
 def test_the_gateways_own_addresses(monkeypatch):
     own = IPv4Address("203.0.113.7")
-    monkeypatch.setattr("htcondor_vpn.gateway.destinations.is_own", lambda address: address == own)
+    monkeypatch.setattr("htcondor_vpn.gateway.serving.destinations.is_own", lambda address: address == own)
     assert POLICY.refusal(own, 80) == "the gateway's own"
     assert POLICY.refusal(IPv6Address("64:ff9b::203.0.113.7"), 80) == "the gateway's own"
     assert POLICY.refusal(IPv4Address("203.0.113.8"), 80) is None

@@ -5,7 +5,7 @@ import errno
 
 import pytest
 
-from htcondor_vpn.gateway import connector, echoes
+from htcondor_vpn.gateway.serving import connector, echoes
 
 TARGET = "/.well-known/htcondor-vpn/echo"
 

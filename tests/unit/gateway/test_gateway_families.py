@@ -3,9 +3,9 @@ from ipaddress import ip_network
 import pytest
 
 from htcondor_vpn.denied_destinations import denied_destinations
-from htcondor_vpn.gateway import families
-from htcondor_vpn.gateway.destinations import PublicPolicy
-from htcondor_vpn.gateway.families import Families
+from htcondor_vpn.gateway.serving import families
+from htcondor_vpn.gateway.serving.destinations import PublicPolicy
+from htcondor_vpn.gateway.serving.families import Families
 
 
 def v4(network, flags):

@@ -14,10 +14,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from signing import Authority, TokenIssuer, pem
 
 from htcondor_vpn.errors import VpnError
-from htcondor_vpn.gateway.identity import CredentialRefused, Presented
-from htcondor_vpn.gateway.jwt_bearer import JsonWebTokens
-from htcondor_vpn.gateway.key_sets import FetchedKeys, metadata_urls
-from htcondor_vpn.gateway.scitoken import SciTokenIssuer
+from htcondor_vpn.gateway.trust.identity import CredentialRefused, Presented
+from htcondor_vpn.gateway.trust.jwt_bearer import JsonWebTokens
+from htcondor_vpn.gateway.trust.key_sets import FetchedKeys, metadata_urls
+from htcondor_vpn.gateway.trust.scitoken import SciTokenIssuer
 
 DEADLINE_SECONDS = 30
 
@@ -116,7 +116,7 @@ def test_the_metadata_may_be_where_oauth_has_it(web, trusting):
 
 
 def test_a_new_key_is_asked_for(web, trusting, monkeypatch):
-    monkeypatch.setattr("htcondor_vpn.gateway.key_sets._RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("htcondor_vpn.gateway.trust.key_sets._RETRY_SECONDS", 0.0)
     issuer = TokenIssuer(f"{web.url}/vo")
     publish(web, issuer)
     with FetchedKeys(issuer.url, trusting) as keys:
@@ -139,7 +139,7 @@ def test_unknown_keys_do_not_make_us_ask_for_ever(web, trusting):
 
 
 def test_keys_that_were_good_stay_so_for_a_while(web, trusting, monkeypatch):
-    monkeypatch.setattr("htcondor_vpn.gateway.key_sets._RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("htcondor_vpn.gateway.trust.key_sets._RETRY_SECONDS", 0.0)
     issuer = TokenIssuer(f"{web.url}/vo")
     publish(web, issuer)
     with FetchedKeys(issuer.url, trusting) as keys:
@@ -150,7 +150,7 @@ def test_keys_that_were_good_stay_so_for_a_while(web, trusting, monkeypatch):
             keys.key("another")
         assert web.came.wait(DEADLINE_SECONDS)
         assert keys.key("rsa")
-        monkeypatch.setattr("htcondor_vpn.gateway.key_sets._KEEP_SECONDS", 0.0)
+        monkeypatch.setattr("htcondor_vpn.gateway.trust.key_sets._KEEP_SECONDS", 0.0)
         with pytest.raises(VpnError, match="could not be fetched"):
             keys.key("rsa")
 

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 from vouching import Vouching
 
-from htcondor_vpn.gateway.deny_list import DenyList
-from htcondor_vpn.gateway.destinations import PublicPolicy
+from htcondor_vpn.gateway.serving.destinations import PublicPolicy
+from htcondor_vpn.gateway.trust.deny_list import DenyList
 from htcondor_vpn.wire.tls import reset
 
 
@@ -396,7 +396,7 @@ async def test_a_session_reports_its_own_end_of_descriptors(running, monkeypatch
         def none_left(*_):
             raise OSError(24, "Too many open files")
 
-        monkeypatch.setattr("htcondor_vpn.gateway.connector.socket.socket", none_left)
+        monkeypatch.setattr("htcondor_vpn.gateway.serving.connector.socket.socket", none_left)
         answer = await gateway.ask(client, "CONNECT", "127.0.0.1:80")
         assert (answer.status, answer.headers["proxy-status"]) == (503, "htcondor-vpn; error=proxy_internal_error")
 
@@ -426,7 +426,7 @@ async def test_a_flow_ends_with_its_pilots_last_credential(running, echo_port, f
         client = await gateway.client()
         target = "/.well-known/htcondor-vpn"
         assert (await gateway.ask(client, "GET", target, token=f"other.carol.{now + 600}")).status == 200
-        monkeypatch.setattr("htcondor_vpn.gateway.gatekeeper.time", SimpleNamespace(time=lambda: now + 101))
+        monkeypatch.setattr("htcondor_vpn.gateway.trust.gatekeeper.time", SimpleNamespace(time=lambda: now + 101))
         with pytest.raises(ConnectionResetError):
             await ending.read()
         await renewed.write(b"still here")

@@ -6,11 +6,11 @@ import pytest
 from vouching import Vouching
 
 from htcondor_vpn.errors import TokenNameError
-from htcondor_vpn.gateway.deny_list import DenyList
-from htcondor_vpn.gateway.gatekeeper import Gatekeeper
-from htcondor_vpn.gateway.identity import CredentialRefused, Identity, Presented, written
-from htcondor_vpn.gateway.leases import Leases
-from htcondor_vpn.gateway.tokens import TokenStore
+from htcondor_vpn.gateway.trust.deny_list import DenyList
+from htcondor_vpn.gateway.trust.gatekeeper import Gatekeeper
+from htcondor_vpn.gateway.trust.identity import CredentialRefused, Identity, Presented, written
+from htcondor_vpn.gateway.trust.leases import Leases
+from htcondor_vpn.gateway.trust.tokens import TokenStore
 
 
 @pytest.fixture

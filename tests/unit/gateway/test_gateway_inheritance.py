@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pytest
 
-from htcondor_vpn.gateway.inheritance import Heir, Inheritance, inherited, only_checks
+from htcondor_vpn.gateway.operation.inheritance import Heir, Inheritance, inherited, only_checks
 
 VARIABLE = "HTCONDOR_VPN_GATEWAY_INHERITS"
 

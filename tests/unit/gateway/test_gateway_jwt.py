@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from signing import TokenIssuer, public_pem, unsigned
 
 from htcondor_vpn.errors import GatewayFolderError
-from htcondor_vpn.gateway.identity import CredentialRefused, Presented
-from htcondor_vpn.gateway.idtoken import Pool, signing_key
-from htcondor_vpn.gateway.jwt_bearer import JsonWebTokens
-from htcondor_vpn.gateway.key_sets import KeyFile, parse
-from htcondor_vpn.gateway.scitoken import SciTokenIssuer
+from htcondor_vpn.gateway.trust.identity import CredentialRefused, Presented
+from htcondor_vpn.gateway.trust.idtoken import Pool, signing_key
+from htcondor_vpn.gateway.trust.jwt_bearer import JsonWebTokens
+from htcondor_vpn.gateway.trust.key_sets import KeyFile, parse
+from htcondor_vpn.gateway.trust.scitoken import SciTokenIssuer
 
 AUDIENCE = "https://gw.example"
 
@@ -239,7 +239,7 @@ def test_a_good_signature_is_not_looked_at_for_every_flow(monkeypatch):
 
 
 def test_signatures_are_not_remembered_without_end(scitokens, monkeypatch):
-    monkeypatch.setattr("htcondor_vpn.gateway.jwt_bearer._MAX_VERIFIED", 10)
+    monkeypatch.setattr("htcondor_vpn.gateway.trust.jwt_bearer._MAX_VERIFIED", 10)
     for number in range(40):
         scitokens.identify(Presented(bearer=issuer().token("ec", jti=str(number))))
         assert len(scitokens._verified) <= 10

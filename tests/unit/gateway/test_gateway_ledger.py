@@ -8,10 +8,10 @@ from contextlib import closing
 import pytest
 
 from htcondor_vpn.errors import GatewayFolderError
-from htcondor_vpn.gateway import ledger_process
-from htcondor_vpn.gateway.flows import Record
-from htcondor_vpn.gateway.ledger import FILE, Ledger, sums
-from htcondor_vpn.gateway.ledger_process import Keeper
+from htcondor_vpn.gateway.operation import ledger_process
+from htcondor_vpn.gateway.operation.ledger import FILE, Ledger, sums
+from htcondor_vpn.gateway.operation.ledger_process import Keeper
+from htcondor_vpn.gateway.serving.flows import Record
 
 DAY = 86400.0
 

@@ -6,8 +6,8 @@ import socket
 import pytest
 
 from htcondor_vpn.errors import ListenError
-from htcondor_vpn.gateway import listening
-from htcondor_vpn.gateway.listening import listen, name_of, raise_descriptor_limit
+from htcondor_vpn.gateway.operation import listening
+from htcondor_vpn.gateway.operation.listening import listen, name_of, raise_descriptor_limit
 
 
 def test_both_versions_on_one_port(ipv6):

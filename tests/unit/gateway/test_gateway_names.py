@@ -8,8 +8,8 @@ from ipaddress import ip_address
 
 import pytest
 
-from htcondor_vpn.gateway import names as module
-from htcondor_vpn.gateway.names import Names
+from htcondor_vpn.gateway.serving import names as module
+from htcondor_vpn.gateway.serving.names import Names
 from htcondor_vpn.wire.deadline import Deadline
 
 
@@ -37,7 +37,7 @@ class SlowNameService:
 @pytest.fixture
 def slow(monkeypatch):
     service = SlowNameService()
-    monkeypatch.setattr("htcondor_vpn.gateway.names.socket.getaddrinfo", service)
+    monkeypatch.setattr("htcondor_vpn.gateway.serving.names.socket.getaddrinfo", service)
     before = set(threading.enumerate())
     yield service
     service.answer.set()

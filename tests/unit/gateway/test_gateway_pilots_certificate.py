@@ -9,9 +9,9 @@ import pytest
 from signing import Authority
 
 from htcondor_vpn.errors import GatewayUntrusted, TokenRefused, TokenUnusable
-from htcondor_vpn.gateway.client_certificate import ClientCertificates
-from htcondor_vpn.gateway.listening import listen
-from htcondor_vpn.tunnel.gateways import Gateway
+from htcondor_vpn.gateway.operation.listening import listen
+from htcondor_vpn.gateway.trust.client_certificate import ClientCertificates
+from htcondor_vpn.tunnel.carriers.gateways import Gateway
 from htcondor_vpn.wire.tls import TlsStream
 from htcondor_vpn.wire.trust import Trust
 

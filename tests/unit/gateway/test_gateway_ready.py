@@ -9,8 +9,8 @@ import h11
 import pytest
 
 from htcondor_vpn.errors import GatewayUntrusted
-from htcondor_vpn.tunnel import ready
-from htcondor_vpn.tunnel.gateways import Gateway
+from htcondor_vpn.tunnel.carriers import ready
+from htcondor_vpn.tunnel.carriers.gateways import Gateway
 from htcondor_vpn.wire.tls import TlsStream
 
 LOOPBACK = IPv4Address("127.0.0.1")

@@ -7,10 +7,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from signing import Authority, pem
 
 from htcondor_vpn.errors import GatewayUntrusted
-from htcondor_vpn.gateway.credentials import activate_rotation, given_credentials, pin_of, prepare_rotation
-from htcondor_vpn.gateway.folder import open_folder
-from htcondor_vpn.gateway.renewal import ServerTls
-from htcondor_vpn.tunnel.gateways import Gateway
+from htcondor_vpn.gateway.trust.credentials import activate_rotation, given_credentials, pin_of, prepare_rotation
+from htcondor_vpn.gateway.trust.folder import open_folder
+from htcondor_vpn.gateway.trust.renewal import ServerTls
+from htcondor_vpn.tunnel.carriers.gateways import Gateway
 from htcondor_vpn.wire.trust import Trust, read_pins
 
 

@@ -96,7 +96,7 @@ async def test_an_upload_that_is_too_large(running):
 
 
 async def test_an_upload_of_unknown_length_that_is_too_large(running, monkeypatch):
-    monkeypatch.setattr("htcondor_vpn.gateway.own_resources.MAX_SPEED_BYTES", 1000)
+    monkeypatch.setattr("htcondor_vpn.gateway.serving.own_resources.MAX_SPEED_BYTES", 1000)
     async with running() as gateway:
         stream = await gateway.stream()
         await stream.write(

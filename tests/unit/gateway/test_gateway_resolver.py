@@ -12,7 +12,7 @@ import dns.rcode
 import dns.rrset
 import pytest
 
-from htcondor_vpn.gateway.resolver import MEDIA_TYPE, Resolver
+from htcondor_vpn.gateway.serving.resolver import MEDIA_TYPE, Resolver
 
 
 class NameServer(asyncio.DatagramProtocol):
@@ -98,17 +98,17 @@ async def test_a_large_answer_comes_by_tcp(tmp_path):
 
 
 async def test_a_broken_or_silent_server(tmp_path, monkeypatch):
-    monkeypatch.setattr("htcondor_vpn.gateway.resolver._ATTEMPT_SECONDS", 0.2)
+    monkeypatch.setattr("htcondor_vpn.gateway.serving.resolver._ATTEMPT_SECONDS", 0.2)
     async with ServedNames(tmp_path) as names:
         assert (await names.ask("broken.test")).rcode() == dns.rcode.SERVFAIL
         assert (await names.ask("silent.test")).rcode() == dns.rcode.SERVFAIL
 
 
 async def test_the_next_server_and_the_total_deadline(tmp_path, monkeypatch):
-    monkeypatch.setattr("htcondor_vpn.gateway.resolver._ATTEMPT_SECONDS", 0.2)
+    monkeypatch.setattr("htcondor_vpn.gateway.serving.resolver._ATTEMPT_SECONDS", 0.2)
     async with ServedNames(tmp_path, "nameserver 127.0.0.8\nnameserver 127.0.0.1\n") as names:
         assert (await names.ask("some.test")).answer
-        monkeypatch.setattr("htcondor_vpn.gateway.resolver._TOTAL_SECONDS", 0.1)
+        monkeypatch.setattr("htcondor_vpn.gateway.serving.resolver._TOTAL_SECONDS", 0.1)
         assert (await names.ask("silent.test")).rcode() == dns.rcode.SERVFAIL
 
 
@@ -174,8 +174,8 @@ async def test_over_https(running, tmp_path):
 
 async def test_many_queries_at_once(tmp_path, monkeypatch):
     """So many that the server's socket drops some, which are asked again."""
-    monkeypatch.setattr("htcondor_vpn.gateway.resolver._ATTEMPT_SECONDS", 3.0)
-    monkeypatch.setattr("htcondor_vpn.gateway.resolver._TOTAL_SECONDS", 60.0)
+    monkeypatch.setattr("htcondor_vpn.gateway.serving.resolver._ATTEMPT_SECONDS", 3.0)
+    monkeypatch.setattr("htcondor_vpn.gateway.serving.resolver._TOTAL_SECONDS", 60.0)
     async with ServedNames(tmp_path) as names:
         answers = await asyncio.gather(*(names.ask(f"n{number}.test") for number in range(400)))
         assert all(answer.answer for answer in answers)

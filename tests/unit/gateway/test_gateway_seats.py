@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from htcondor_vpn.gateway.seats import COLUMNS, Seats
+from htcondor_vpn.gateway.operation.seats import COLUMNS, Seats
 
 
 @pytest.fixture

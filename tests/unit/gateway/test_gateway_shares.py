@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from htcondor_vpn.gateway.shares import Rates, Share, Shares
+from htcondor_vpn.gateway.operation.shares import Rates, Share, Shares
 from htcondor_vpn.wire.pace import FREE, passed
 
 MB = 1_000_000

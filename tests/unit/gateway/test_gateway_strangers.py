@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from htcondor_vpn.gateway.strangers import _HANDSHAKES_AT_ONCE, Strangers, source_of
+from htcondor_vpn.gateway.trust.strangers import _HANDSHAKES_AT_ONCE, Strangers, source_of
 
 TARGET = "/.well-known/htcondor-vpn"
 
@@ -93,7 +93,7 @@ def test_refusals_are_dear(clock):
 
 
 def test_addresses_are_forgotten(clock, monkeypatch):
-    monkeypatch.setattr("htcondor_vpn.gateway.strangers._MAX_IDLE_SOURCES", 10)
+    monkeypatch.setattr("htcondor_vpn.gateway.trust.strangers._MAX_IDLE_SOURCES", 10)
     strangers = Strangers(per_address=1000, total=1000, rate=10)
     staying = strangers.visit("192.0.2.1")
     for number in range(100):

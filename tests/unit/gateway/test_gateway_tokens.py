@@ -7,7 +7,7 @@ import time
 import pytest
 
 from htcondor_vpn.errors import GatewayFolderError, TokenNameError
-from htcondor_vpn.gateway.tokens import TokenStore
+from htcondor_vpn.gateway.trust.tokens import TokenStore
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_verifying_is_cheap(store):
 
 
 def test_a_locked_database_is_one_error(store, tmp_path, monkeypatch):
-    monkeypatch.setattr("htcondor_vpn.gateway.database._BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("htcondor_vpn.gateway.trust.database._BUSY_SECONDS", 0.05)
     blocker = sqlite3.connect(tmp_path / "tokens.db", isolation_level=None)
     with TokenStore(tmp_path) as other:
         blocker.execute("BEGIN IMMEDIATE")

@@ -10,7 +10,7 @@ from htcondor_vpn.cli.main import main
 from htcondor_vpn.errors import GatewayFolderError, TokenNameError
 from htcondor_vpn.gateway import wireguard_pilots
 from htcondor_vpn.gateway.wireguard_pilots import WireguardPilots, client_file, public_key, server_key
-from htcondor_vpn.tunnel.wireguard_config import parse_config, read_config
+from htcondor_vpn.tunnel.carriers.wireguard_config import parse_config, read_config
 
 
 @pytest.fixture

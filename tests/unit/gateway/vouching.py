@@ -3,7 +3,7 @@
 import hashlib
 import math
 
-from htcondor_vpn.gateway.identity import Identity
+from htcondor_vpn.gateway.trust.identity import Identity
 
 
 class Vouching:

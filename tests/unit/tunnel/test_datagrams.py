@@ -8,9 +8,9 @@ import pytest
 from htcondor_vpn.addresses import FIRST_INDEX, PILOT_V4, PILOT_V6, job_link
 from htcondor_vpn.errors import GatewayUnreachable
 from htcondor_vpn.linux.datagrams import DatagramSockets, Undelivered, Way
-from htcondor_vpn.tunnel import datagrams
 from htcondor_vpn.tunnel.carrier import FlowRefused
-from htcondor_vpn.tunnel.datagrams import DatagramCarrier
+from htcondor_vpn.tunnel.catching import datagrams
+from htcondor_vpn.tunnel.catching.datagrams import DatagramCarrier
 
 
 class Pipe:

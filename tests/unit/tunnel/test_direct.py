@@ -10,9 +10,9 @@ from ipaddress import ip_address
 import pytest
 
 from htcondor_vpn.errors import GatewayUnreachable
-from htcondor_vpn.tunnel import dns_plain
 from htcondor_vpn.tunnel.carrier import FlowRefused
-from htcondor_vpn.tunnel.direct import DirectCarrier
+from htcondor_vpn.tunnel.carriers import dns_plain
+from htcondor_vpn.tunnel.carriers.direct import DirectCarrier
 from htcondor_vpn.wire.dialing import HOST
 
 LOOPBACK = ip_address("127.0.0.1")

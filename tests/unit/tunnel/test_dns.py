@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from htcondor_vpn.tunnel.dns import DnsResponder, failed, truncated, udp_limit
+from htcondor_vpn.tunnel.catching.dns import DnsResponder, failed, truncated, udp_limit
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_an_answer_that_can_be_none_is_servfail(by_tcp, size):
 
 
 def test_a_gateway_that_never_answers_is_servfail(monkeypatch):
-    monkeypatch.setattr("htcondor_vpn.tunnel.dns._ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr("htcondor_vpn.tunnel.catching.dns._ANSWER_SECONDS", 0.05)
 
     async def exchange(wire):
         await asyncio.Event().wait()

@@ -12,10 +12,10 @@ from htcondor_vpn.addresses import FIRST_INDEX, job_link
 from htcondor_vpn.errors import GatewayUnreachable
 from htcondor_vpn.linux.echoes import EchoRequest
 from htcondor_vpn.linux.nfqueue import Packet
-from htcondor_vpn.tunnel import echoes
 from htcondor_vpn.tunnel.carrier import FlowRefused
-from htcondor_vpn.tunnel.echoes import EchoCarrier
-from htcondor_vpn.tunnel.refusals import Refusal
+from htcondor_vpn.tunnel.catching import echoes
+from htcondor_vpn.tunnel.catching.echoes import EchoCarrier
+from htcondor_vpn.tunnel.catching.refusals import Refusal
 
 
 class Inside:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from htcondor_vpn.tunnel.fair_share import FairShare
+from htcondor_vpn.tunnel.catching.fair_share import FairShare
 
 
 def taken(share: FairShare, link: int) -> int:

@@ -7,9 +7,9 @@ from ipaddress import IPv4Address
 import pytest
 
 from htcondor_vpn.errors import GatewayUnreachable
-from htcondor_vpn.tunnel import gateways
 from htcondor_vpn.tunnel.carrier import FlowRefused
-from htcondor_vpn.tunnel.gateways import Gateway
+from htcondor_vpn.tunnel.carriers import gateways
+from htcondor_vpn.tunnel.carriers.gateways import Gateway
 from htcondor_vpn.wire.tls import TlsStream
 from htcondor_vpn.wire.trust import Trust
 

@@ -10,10 +10,10 @@ import pytest
 
 from htcondor_vpn.addresses import FIRST_INDEX, job_link
 from htcondor_vpn.linux.nfqueue import Packet
-from htcondor_vpn.tunnel import holding
 from htcondor_vpn.tunnel.carrier import FlowRefused
-from htcondor_vpn.tunnel.holding import Holder
-from htcondor_vpn.tunnel.refusals import Refusal
+from htcondor_vpn.tunnel.catching import holding
+from htcondor_vpn.tunnel.catching.holding import Holder
+from htcondor_vpn.tunnel.catching.refusals import Refusal
 
 SOURCE, FAR = ("198.18.0.1", 40000), ("203.0.113.20", 80)
 LOOPBACK = 1

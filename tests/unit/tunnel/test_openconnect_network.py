@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from htcondor_vpn.tunnel.openconnect_network import read_network
+from htcondor_vpn.tunnel.carriers.openconnect_network import read_network
 
 
 def said(**more: Any) -> dict[str, Any]:

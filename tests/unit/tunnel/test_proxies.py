@@ -7,11 +7,11 @@ import pytest
 
 from htcondor_vpn.errors import ProxyRefused
 from htcondor_vpn.tunnel.carrier import FlowRefused
-from htcondor_vpn.tunnel.dns_stream import StreamNameServer
-from htcondor_vpn.tunnel.http_proxy import HttpProxy
-from htcondor_vpn.tunnel.server import Server
-from htcondor_vpn.tunnel.socks5 import Socks5
-from htcondor_vpn.tunnel.ssh import named
+from htcondor_vpn.tunnel.carriers.dns_stream import StreamNameServer
+from htcondor_vpn.tunnel.carriers.http_proxy import HttpProxy
+from htcondor_vpn.tunnel.carriers.server import Server
+from htcondor_vpn.tunnel.carriers.socks5 import Socks5
+from htcondor_vpn.tunnel.carriers.ssh import named
 from htcondor_vpn.wire.http import ProtocolError
 from htcondor_vpn.wire.stream import PlainStream
 

@@ -10,8 +10,8 @@ import pytest
 
 from htcondor_vpn.errors import CatcherUnavailable, ProgramMissing
 from htcondor_vpn.linux.programs import ProgramFailed
-from htcondor_vpn.tunnel import queue_rules
-from htcondor_vpn.tunnel.queue_rules import Queues, queue_packets
+from htcondor_vpn.tunnel.catching import queue_rules
+from htcondor_vpn.tunnel.catching.queue_rules import Queues, queue_packets
 
 
 class Kernel:

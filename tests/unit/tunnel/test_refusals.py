@@ -9,7 +9,7 @@ import pytest
 
 from htcondor_vpn.errors import GatewayUnreachable
 from htcondor_vpn.tunnel.carrier import CarrierBusy, FlowRefused
-from htcondor_vpn.tunnel.refusals import Refusal, refusal_of
+from htcondor_vpn.tunnel.catching.refusals import Refusal, refusal_of
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,12 @@ import pytest
 
 from htcondor_vpn.errors import GatewayUnreachable
 from htcondor_vpn.route_rules import route_rules
-from htcondor_vpn.tunnel import private_names, routes
+from htcondor_vpn.tunnel import routes
 from htcondor_vpn.tunnel.carrier import FlowRefused
-from htcondor_vpn.tunnel.dns import question_name
+from htcondor_vpn.tunnel.carriers import private_names
+from htcondor_vpn.tunnel.carriers.private_names import PrivateNames
+from htcondor_vpn.tunnel.catching.dns import question_name
 from htcondor_vpn.tunnel.ladder import Ladder
-from htcondor_vpn.tunnel.private_names import PrivateNames
 from htcondor_vpn.tunnel.routes import NodeNetwork, Rejection, Route, Routes
 
 parse = route_rules(("stream",))

@@ -4,8 +4,8 @@ import socket
 
 import pytest
 
-from htcondor_vpn.tunnel import segments
-from htcondor_vpn.tunnel.segments import Segments, padding
+from htcondor_vpn.tunnel.carriers import segments
+from htcondor_vpn.tunnel.carriers.segments import Segments, padding
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import pytest
 
 from htcondor_vpn.errors import ConfigError, TokenUnusable
-from htcondor_vpn.tunnel.token import TokenFile, check_private_key, read_credentials, read_token
+from htcondor_vpn.tunnel.carriers.token import TokenFile, check_private_key, read_credentials, read_token
 
 
 @pytest.fixture
@@ -93,7 +93,8 @@ def test_the_last_good_token_counts_while_the_file_is_not(token_file, spoil, cap
 
 def test_a_token_that_does_not_change_is_not_read(token_file, monkeypatch):
     token = TokenFile(token_file)
-    monkeypatch.setattr("htcondor_vpn.tunnel.token.open", lambda *_: pytest.fail("it is opened"), raising=False)
+    opened = "htcondor_vpn.tunnel.carriers.token.open"
+    monkeypatch.setattr(opened, lambda *_: pytest.fail("it is opened"), raising=False)
     assert [token() for _ in range(3)] == ["abc-DEF_123"] * 3
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from htcondor_vpn.errors import ConfigUnreadable, TokenUnusable
-from htcondor_vpn.tunnel.wireguard_config import DEFAULT_MTU, parse_config, read_config
+from htcondor_vpn.tunnel.carriers.wireguard_config import DEFAULT_MTU, parse_config, read_config
 from htcondor_vpn.wire.wireguard import key_text
 
 KEY, OTHER, SHARED = (key_text(bytes([number]) * 32) for number in (1, 2, 3))

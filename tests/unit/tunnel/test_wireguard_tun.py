@@ -4,8 +4,8 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
-from htcondor_vpn.tunnel.wireguard import fitting_mtu, tun_config
-from htcondor_vpn.tunnel.wireguard_config import RemotePeer, WireguardConfig
+from htcondor_vpn.tunnel.carriers.wireguard import fitting_mtu, tun_config
+from htcondor_vpn.tunnel.carriers.wireguard_config import RemotePeer, WireguardConfig
 
 
 def config(addresses, *allowed):

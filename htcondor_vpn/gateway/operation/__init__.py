@@ -1,0 +1,1 @@
+"""A gateway's processes: their start, their limits, their ledger and their end."""

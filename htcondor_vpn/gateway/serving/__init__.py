@@ -1,0 +1,1 @@
+"""What a gateway does for one connection of a pilot."""

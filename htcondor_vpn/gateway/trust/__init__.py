@@ -1,0 +1,1 @@
+"""Who may use a gateway, and by what the gateway itself is known."""

@@ -1,0 +1,1 @@
+"""What catches the inner namespace's connections, datagrams, questions and echo requests, and holds its connects."""
