@@ -132,16 +132,17 @@ async def echo_server(site, address=ECHO, serve=None):
         listener.listen(512)
         listener.setblocking(False)
 
-        async def accept():
-            while True:
-                sock, _ = await loop.sock_accept(listener)
-                socks.append(sock)
-                tasks.add(loop.create_task((serve or _echo)(sock)))
+        def accept():  # loop.sock_accept loses a connection when it is cancelled just then
+            sock, _ = listener.accept()
+            sock.setblocking(False)
+            socks.append(sock)
+            tasks.add(loop.create_task((serve or _echo)(sock)))
 
-        tasks.add(loop.create_task(accept()))
+        loop.add_reader(listener, accept)
         try:
             yield
         finally:
+            loop.remove_reader(listener)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

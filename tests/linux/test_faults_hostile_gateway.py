@@ -1,6 +1,7 @@
 """A gateway that is the right one by its key, is healthy, and then answers nonsense to what it is asked for."""
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import hostile_peer
@@ -38,7 +39,7 @@ with ThreadPoolExecutor(16) as pool:
 """
 
 PATIENCE = (
-    "import sys; from htcondor_vpn.tunnel import gateways; gateways.FLOW_SECONDS = 2.0\n"
+    "import sys; from htcondor_vpn.tunnel.carriers import gateways; gateways.FLOW_SECONDS = 2.0\n"
     "from htcondor_vpn.cli.main import main; sys.exit(main())"
 )
 
@@ -49,10 +50,12 @@ def test_nonsense_for_flows_datagrams_and_names(sealed, start_pilot, tmp_path):
     log = tmp_path / "log"
     log.touch()
     (tmp_path / "client.py").write_text(CLIENT)
-    with SiteGateway(sealed.dmz, tmp_path) as gateway:
+    with SiteGateway(sealed.dmz, tmp_path) as gateway, ExitStack() as ends:
         gateway.stop()
         files = [str(gateway.state_folder / name) for name in ("gateway.crt", "gateway.key")]
         hostile = sealed.dmz.start([sys.executable, hostile_peer.__file__, "10.1.0.1", "8443", *files], log=log)
+        ends.callback(hostile.wait)
+        ends.callback(hostile.kill)
         wait_for_log(log, b"^ready$", hostile)
         pilot = start_pilot(sealed, gateway, tmp_path, program=PATIENCE)
         parts = pilot.parts()
@@ -67,8 +70,6 @@ def test_nonsense_for_flows_datagrams_and_names(sealed, start_pilot, tmp_path):
         assert "Traceback" not in told
         assert [character for character in told if ord(character) < 32 and character != "\n"] == []
         pilot.end()
-        hostile.kill()
-        hostile.wait()
     assert not pwned.exists()
 
 
