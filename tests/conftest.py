@@ -6,6 +6,7 @@ ordinary account first. Where there can be no sandbox these tests are skipped, a
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,10 @@ LEVELS = {"linux": TESTS / "linux", "pool": TESTS / "pool"}
 # The checkout may belong to another account than the one that runs the tests, and the machine may be busy.
 settings.register_profile("anywhere", database=None, deadline=None)
 settings.load_profile("anywhere")
+
+# Who starts the tests in the background may have these ignored, as a shell does, and so would every job in them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 _obstacle = pytest.StashKey[str]()
 

@@ -200,6 +200,7 @@ def test_a_rolling_restart_loses_no_flow(site, services, first, another, pilot):
     running = pilot(", ".join(names), *names)
     held = [hold(running, number) for number in (6, 7, 8, 9)]  # some by each
     made, over = running.run_dir / "made", running.run_dir / "over"
+    made.touch()
     running.ask(f"while [ ! -e {over} ]; do {{ {fetch()}; echo; }} >> {made}; done & echo")
 
     def operate(gateway, *words):
