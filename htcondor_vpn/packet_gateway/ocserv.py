@@ -76,6 +76,9 @@ def run(settings: Settings, announce: Callable[[str], None]) -> None:
     write_atomically(config, text.encode(), 0o600)
 
     async def serve() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):  # before there is anything to take back
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
         async with AsyncExitStack() as exits:
             server = _Server(config, users, single_uid, (host or "127.0.0.1", port))
             if as_root:
@@ -88,7 +91,7 @@ def run(settings: Settings, announce: Callable[[str], None]) -> None:
             announce(f"listening on TCP and UDP port {port}")
             announce(found.pin)
             announce("ready")
-            await server.serve()
+            await server.serve(stop)
 
     asyncio.run(serve())
 
@@ -142,12 +145,8 @@ class _Server:
         writer.close()
         return True
 
-    async def serve(self) -> None:
-        """Serves until a signal comes; raises `VpnError` when the namespace is lost."""
-        loop = asyncio.get_running_loop()
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
+    async def serve(self, stop: asyncio.Event) -> None:
+        """Serves until `stop`; raises `VpnError` when the namespace is lost."""
         stopped = asyncio.ensure_future(stop.wait())
         keeping = [asyncio.ensure_future(self._keep_running()), asyncio.ensure_future(self._keep_users())]
         try:
