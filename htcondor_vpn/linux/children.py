@@ -7,6 +7,8 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from io import UnsupportedOperation
 from typing import NamedTuple
 
 from htcondor_vpn.errors import LimitReached, VpnError
@@ -85,5 +87,9 @@ def _report(channel: Channel, error: VpnError) -> None:
 
 
 def _log_descriptors() -> set[int]:
-    handlers = logging.getLogger().handlers
-    return {handler.stream.fileno() for handler in handlers if isinstance(handler, logging.StreamHandler)}
+    found = set()
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler):
+            with suppress(UnsupportedOperation):  # it writes into memory
+                found.add(handler.stream.fileno())
+    return found

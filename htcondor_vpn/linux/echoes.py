@@ -15,6 +15,8 @@ from htcondor_vpn.linux.nfqueue import opened
 #: The types of a request and a reply, of ICMP and of ICMPv6.
 _TYPES = {socket.IPPROTO_ICMP: (8, 0), socket.IPPROTO_ICMPV6: (128, 129)}
 
+_HIGHEST_GROUP = (1 << 31) - 1
+
 _HEAD = struct.Struct("!BBHHH")  # type, code, checksum, identifier, sequence number
 
 
@@ -53,7 +55,9 @@ def allow_echoes() -> None:
     """Lets programs without privilege send echo requests in this network namespace (icmp(7)), where that can be.
 
     A new namespace lets nobody, and what runs in it here can gain no privilege. Without it there is no ping, and
-    everything else is as it was.
+    everything else is as it was. An ordinary user can name its own group alone; root does not know the job's.
     """
-    with suppress(OSError):
-        Path("/proc/sys/net/ipv4/ping_group_range").write_text(f"{os.getgid()} {os.getgid()}")
+    for groups in (f"0 {_HIGHEST_GROUP}", f"{os.getgid()} {os.getgid()}"):
+        with suppress(OSError):
+            Path("/proc/sys/net/ipv4/ping_group_range").write_text(groups)
+            return

@@ -32,10 +32,11 @@ RTM_NEWADDR = 20
 RTM_NEWROUTE = 24
 
 _IFF_UP = 1
-_IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_TXQLEN, _IFLA_LINKINFO = 3, 4, 5, 13, 18
-_IFLA_GROUP = 27
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_TXQLEN, _IFLA_LINKINFO = 1, 3, 4, 5, 13, 18
+_IFLA_IFALIAS, _IFLA_GROUP = 20, 27
 _IFLA_STATS64, _IFLA_NET_NS_FD, _IFLA_NUM_TX_QUEUES, _IFLA_NUM_RX_QUEUES = 23, 28, 31, 32
 _IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
+_IFLA_GSO_MAX_SIZE, _IFLA_GRO_MAX_SIZE, _IFLA_GSO_IPV4_MAX_SIZE, _IFLA_GRO_IPV4_MAX_SIZE = 41, 58, 63, 64
 _VETH_INFO_PEER = 1
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _IFA_F_NODAD, _IFA_F_PERMANENT = 0x02, 0x80
@@ -52,6 +53,16 @@ class Link(NamedTuple):
     name: str
     peer: int
     counters: Counters
+    note: str
+
+
+class End(NamedTuple):
+    """One end of a veth. `address` is its hardware address, `segment_bytes` the most that it sends at once."""
+
+    name: str
+    number: int
+    address: bytes
+    segment_bytes: int
 
 
 def _link_header(index: int, flags: int = 0, change: int = 0) -> bytes:
@@ -63,24 +74,24 @@ def _one_queue() -> bytes:
     return attribute_u32(_IFLA_NUM_TX_QUEUES, 1) + attribute_u32(_IFLA_NUM_RX_QUEUES, 1)
 
 
-def make_veth(name: str, peer_name: str, peer_namespace: int, *, index: int, peer_index: int, mtu: int) -> Request:
-    """Makes a pair of links, one end here and the other, by descriptor, in `peer_namespace`.
+def make_veth(here: End, there: End, namespace: int, *, mtu: int) -> Request:
+    """Makes a pair of links, one end here and the other in `namespace` (a descriptor).
 
     Raises ValueError for equal indices: although in two namespaces, the kernel (linkwatch) then takes up to a second
     to notice a carrier.
     """
-    if index == peer_index:
+    if here.number == there.number:
         raise ValueError("the two ends of a link need different indices")
-    common = attribute_u32(_IFLA_MTU, mtu) + _one_queue()
-    peer = (
-        _link_header(peer_index)
-        + attribute_text(_IFLA_IFNAME, peer_name)
-        + attribute_u32(_IFLA_NET_NS_FD, peer_namespace)
-        + common
-    )
+    peer = _veth_end(there, mtu) + attribute_u32(_IFLA_NET_NS_FD, namespace)
     info = attribute_text(_IFLA_INFO_KIND, "veth") + attribute(_IFLA_INFO_DATA, attribute(_VETH_INFO_PEER, peer))
-    body = _link_header(index) + attribute_text(_IFLA_IFNAME, name) + common + attribute(_IFLA_LINKINFO, info)
-    return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, f"make the link {name}")
+    body = _veth_end(here, mtu) + attribute(_IFLA_LINKINFO, info)
+    return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, f"make the link {here.name}")
+
+
+def _veth_end(end: End, mtu: int) -> bytes:
+    body = _link_header(end.number) + attribute_text(_IFLA_IFNAME, end.name) + attribute_u32(_IFLA_MTU, mtu)
+    body += attribute(_IFLA_ADDRESS, end.address) + attribute_u32(_IFLA_GSO_MAX_SIZE, end.segment_bytes)
+    return body + _one_queue()
 
 
 def make_ifb(name: str, *, index: int, mtu: int) -> Request:
@@ -106,6 +117,21 @@ def set_up_as(index: int, *, mtu: int, queue_packets: int) -> Request:
 def set_mtu(index: int, mtu: int) -> Request:
     """Gives a link another MTU, bytes."""
     return Request(RTM_NEWLINK, 0, _link_header(index) + attribute_u32(_IFLA_MTU, mtu), f"set the MTU of link {index}")
+
+
+def set_segment_size(index: int, size_bytes: int) -> Request:
+    """Lets TCP send through a link in segments of up to this size that nobody cuts: beyond 64 KB "BIG TCP", which
+    needs Linux 5.19 for IPv6 and 6.3 for IPv4 (ip-link(8), gso_max_size).
+    """
+    kinds = (_IFLA_GSO_MAX_SIZE, _IFLA_GRO_MAX_SIZE, _IFLA_GSO_IPV4_MAX_SIZE, _IFLA_GRO_IPV4_MAX_SIZE)
+    body = _link_header(index) + b"".join(attribute_u32(kind, size_bytes) for kind in kinds)
+    return Request(RTM_NEWLINK, 0, body, f"set the segment size of link {index}")
+
+
+def set_note(index: int, note: str) -> Request:
+    """Attaches a note (ifalias, 255 bytes at most) to a link, which the kernel keeps with it."""
+    body = _link_header(index) + attribute(_IFLA_IFALIAS, note.encode())
+    return Request(RTM_NEWLINK, 0, body, f"attach a note to link {index}")
 
 
 def set_group(index: int, group: int) -> Request:
@@ -184,4 +210,5 @@ def _parse(body: bytes) -> Link:
         name=found[_IFLA_IFNAME].rstrip(b"\0").decode(),
         peer=struct.unpack("=I", found[_IFLA_LINK])[0] if _IFLA_LINK in found else 0,
         counters=parse_counters(found[_IFLA_STATS64]),
+        note=found.get(_IFLA_IFALIAS, b"").rstrip(b"\0").decode(errors="replace"),
     )

@@ -21,7 +21,7 @@ class Loop:
     """Actions may watch, forget, and set timers; one that raises ends the waiting with that exception."""
 
     def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
+        self._selector = selectors.EpollSelector()
         self._timers: list[tuple[float, Action]] = []
 
     def watch(self, descriptor: Watched, action: Action) -> None:
@@ -47,13 +47,27 @@ class Loop:
             now = time.monotonic()
             if deadline is not None and now >= deadline:
                 return False
-            due = [timer for timer in self._timers if timer[0] <= now]
-            self._timers = [timer for timer in self._timers if timer[0] > now]
-            for _, action in due:
-                action()
+            self._run_timers(now)
             ends = [timer[0] for timer in self._timers] + ([] if deadline is None else [deadline])
-            wait = max(0.0, min(ends) - time.monotonic()) if ends else None
-            for key, _ in self._selector.select(wait):
-                if self.watches(key.fd):  # an earlier event of this round may have ended it
-                    key.data()
+            self._select(max(0.0, min(ends) - time.monotonic()) if ends else None)
         return True
+
+    def fileno(self) -> int:
+        """What is readable when a descriptor is, for who has another loop around this one."""
+        return self._selector.fileno()
+
+    def turn(self) -> None:
+        """Handles what there is to handle now."""
+        self._run_timers(time.monotonic())
+        self._select(0.0)
+
+    def _run_timers(self, now: float) -> None:
+        due = [timer for timer in self._timers if timer[0] <= now]
+        self._timers = [timer for timer in self._timers if timer[0] > now]
+        for _, action in due:
+            action()
+
+    def _select(self, wait: float | None) -> None:
+        for key, _ in self._selector.select(wait):
+            if self.watches(key.fd):  # an earlier event of this round may have ended it
+                key.data()

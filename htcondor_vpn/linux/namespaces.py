@@ -23,6 +23,8 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_RAISE = 2
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+_CAP_WAKE_ALARM = 35
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -112,6 +114,19 @@ def capabilities_to_programs() -> None:
     for capability in range(64):
         if permitted >> capability & 1:
             prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability)
+
+
+def give_up_capabilities() -> None:
+    """Gives up every capability but one that allows nothing of interest (CAP_WAKE_ALARM).
+
+    Whom that one is left cannot be traced by processes of the same uid that have none (ptrace(2)).
+    """
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    data = (ctypes.c_uint32 * 6)()
+    _call("capget", header, data)
+    kept = data[4] & 1 << _CAP_WAKE_ALARM - 32
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
+    _call("capset", header, (ctypes.c_uint32 * 6)(0, 0, 0, 0, kept, 0))
 
 
 def namespace_of(pid: int | str, kind: str) -> tuple[int, int]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 NLM_F_REQUEST = 0x001
 NLM_F_ACK = 0x004
+NLM_F_ECHO = 0x008
 NLM_F_DUMP = 0x300
 NLM_F_EXCL = 0x200
 NLM_F_CREATE = 0x400
@@ -28,6 +29,7 @@ _NETLINK_CAP_ACK = 10
 _NETLINK_EXT_ACK = 11
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _ATTRIBUTE = struct.Struct("=HH")  # length, type
+_MOST_AT_ONCE = 100  # so that their answers fit into the socket's buffer
 _ANSWER_SECONDS = 10.0  # the kernel answers before send() returns; this is for a kernel in trouble
 
 
@@ -61,12 +63,13 @@ def attribute_text(kind: int, value: str) -> bytes:
 
 def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Decodes a run of attributes: their kinds (without the flag bits) and values."""
-    while len(data) >= 4:
-        length, kind = _ATTRIBUTE.unpack_from(data)
-        if not 4 <= length <= len(data):
+    at, end = 0, len(data)
+    while end - at >= 4:
+        length, kind = _ATTRIBUTE.unpack_from(data, at)
+        if not 4 <= length <= end - at:
             return
-        yield kind & 0x3FFF, data[4:length]
-        data = data[(length + 3) & ~3 :]
+        yield kind & 0x3FFF, data[at + 4 : at + length]
+        at += (length + 3) & ~3
 
 
 class Netlink:
@@ -90,19 +93,26 @@ class Netlink:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def do(self, requests: Sequence[Request]) -> None:
+    def do(self, requests: Sequence[Request], besides: Container[int] = ()) -> None:
         """Has the kernel carry out `requests` in their order; raises `NetlinkError` for the first that failed.
 
-        The kernel goes on after a failure, so the caller has to undo what succeeded.
+        The kernel goes on after a failure, so the caller has to undo what succeeded. The errors `besides` (errno) are
+        none.
         """
+        failure: NetlinkError | None = None
+        for begin in range(0, len(requests), _MOST_AT_ONCE):
+            found = self._do_at_once(requests[begin : begin + _MOST_AT_ONCE], besides)
+            failure = failure or found
+        if failure is not None:
+            raise failure
+
+    def _do_at_once(self, requests: Sequence[Request], besides: Container[int]) -> NetlinkError | None:
         first = self._sequence + 1
         batch = bytearray()
         for request in requests:
             self._sequence += 1
             flags = NLM_F_REQUEST | NLM_F_ACK | request.flags
             batch += _HEADER.pack(16 + len(request.body), request.kind, flags, self._sequence, 0) + request.body
-        if not batch:
-            return
         self._socket.send(batch)
         failure: NetlinkError | None = None
         answered = 0
@@ -112,11 +122,10 @@ class Netlink:
                     continue
                 answered += 1
                 number = -struct.unpack_from("=i", body)[0]
-                if number and failure is None:
+                if number and number not in besides and failure is None:
                     said = _extended(flags, body) or os.strerror(number)
                     failure = NetlinkError(number, f"{requests[sequence - first].what}: {said}")
-        if failure is not None:
-            raise failure
+        return failure
 
     def dump(self, kind: int, body: bytes) -> Iterable[bytes]:
         """Asks for all objects of a kind (RTM_GET…) and returns their bodies; raises `NetlinkError`."""
@@ -135,10 +144,10 @@ class Netlink:
                     raise NetlinkError(number, f"list objects of kind {kind}: {os.strerror(number)}")
                 found.append(payload)
 
-    def get(self, kind: int, body: bytes, what: str) -> bytes:
+    def get(self, kind: int, body: bytes, what: str, flags: int = 0) -> bytes:
         """Asks for one object (RTM_GET…) and returns its body; raises `NetlinkError`."""
         self._sequence += 1
-        self._socket.send(_HEADER.pack(16 + len(body), kind, NLM_F_REQUEST, self._sequence, 0) + body)
+        self._socket.send(_HEADER.pack(16 + len(body), kind, NLM_F_REQUEST | flags, self._sequence, 0) + body)
         while True:
             for answer, _, sequence, payload in self._messages():
                 if sequence != self._sequence:

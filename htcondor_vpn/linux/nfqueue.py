@@ -50,11 +50,15 @@ Ends = tuple[tuple[str, int], tuple[str, int]]
 
 
 class Packet(NamedTuple):
-    """A packet that waits: its number in the queue, the link that it came by, and its first bytes, from IP's on."""
+    """A packet that waits: its number in the queue, the link that it came by, and its first bytes, from IP's on.
+
+    `mark` is the one that it has already.
+    """
 
     number: int
     interface: int
     payload: bytes
+    mark: int = 0
 
 
 class PacketQueue:
@@ -82,7 +86,8 @@ class PacketQueue:
             if number > 1:
                 self._send(_VERDICT_BATCH, attribute(_VERDICT_HDR, struct.pack("!II", _NF_DROP, number - 1)))
         (interface,) = struct.unpack("!I", found.get(_IFINDEX_INDEV, bytes(4)))
-        return Packet(number, interface, found.get(_PAYLOAD, b""))
+        (mark,) = struct.unpack("!I", found.get(_MARK, bytes(4)))
+        return Packet(number, interface, found.get(_PAYLOAD, b""), mark)
 
     def accept(self, number: int, mark: int | None = None) -> None:
         """Lets a packet go on, with `mark` if it is given; raises OSError."""

@@ -27,12 +27,30 @@ def peer_of(connection: socket.socket) -> Peer:
     pid, uid, _ = _CREDENTIALS.unpack(data)
     if pid <= 0:
         raise ProcessLookupError("the peer is in a PID namespace that cannot be seen from here")
+    return process(pid)._replace(uid=uid)
+
+
+def process(pid: int) -> Peer:
+    """Describes a process as if it had connected; raises ProcessLookupError when there is none."""
+    wanted = ("Uid:", "PPid:", "CapEff:")
     try:
         with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as status:
-            lines = dict(line.split(":", 1) for line in status if line.startswith(("PPid:", "CapEff:")))
+            lines = dict(line.split(":", 1) for line in status if line.startswith(wanted))
     except FileNotFoundError:
-        raise ProcessLookupError(f"the peer, process {pid}, has ended") from None
-    return Peer(pid, uid, int(lines["PPid"]), int(lines["CapEff"], 16))
+        raise ProcessLookupError(f"the process {pid} has ended") from None
+    return Peer(pid, int(lines["Uid"].split()[1]), int(lines["PPid"]), int(lines["CapEff"], 16))
+
+
+def started_at(pid: int) -> int:
+    """When a process began, in clock ticks since the boot: with its number it names one process for good (proc(5)).
+
+    Raises ProcessLookupError when there is none.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as status:
+            return int(status.read().rpartition(")")[2].split()[19])
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessLookupError(f"process {pid} has ended") from None
 
 
 class Watched:

@@ -6,11 +6,14 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from htcondor_vpn.errors import ProgramMissing
 
 #: Where Debian and the rest keep administrators' programs; an ordinary user's PATH often lacks them.
 SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+
+_preferred: list[str] = []
 
 
 class ProgramFailed(RuntimeError):
@@ -23,11 +26,16 @@ class ProgramFailed(RuntimeError):
         self.argv, self.code, self.stderr = list(argv), code, stderr
 
 
+def prefer(folder: Path) -> None:
+    """Has programs in `folder` found before those on PATH, in this process and its forked children."""
+    _preferred.append(str(folder))
+
+
 def find_program(name: str, package: str = "") -> str:
-    """Returns the path of `name` on PATH or in an sbin folder; raises `ProgramMissing`."""
+    """Returns the path of `name` in a preferred folder, on PATH or in an sbin folder; raises `ProgramMissing`."""
     # An empty part of PATH would mean the current folder, in which anyone's `nft` may lie.
     folders = [part for part in os.environ.get("PATH", os.defpath).split(os.pathsep) if part]
-    path = shutil.which(name, path=os.pathsep.join((*folders, *SBIN)))
+    path = shutil.which(name, path=os.pathsep.join((*_preferred, *folders, *SBIN)))
     if path is None:
         raise ProgramMissing(f"there is no `{name}` on this machine", f"install it (Debian: {package or name})")
     return path

@@ -7,6 +7,7 @@ the loopback the namespace has the tun device alone, so that nothing in it can g
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 from collections.abc import Callable
@@ -22,7 +23,14 @@ from htcondor_vpn.linux.channel import Channel
 from htcondor_vpn.linux.descriptors import close_all_but
 from htcondor_vpn.linux.echoes import allow_echoes
 from htcondor_vpn.linux.mounts import keep_mounts_to_ourselves
-from htcondor_vpn.linux.namespaces import CLONE_NEWNET, CLONE_NEWNS, KINDS, die_with_parent, new_user_namespace
+from htcondor_vpn.linux.namespaces import (
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    KINDS,
+    die_with_parent,
+    new_user_namespace,
+    unshare,
+)
 from htcondor_vpn.linux.netlink import Netlink
 from htcondor_vpn.linux.tun import make_tun
 
@@ -31,10 +39,11 @@ _SYSCTLS = Path("/proc/sys/net")
 _QUIET = {"accept_ra": "0", "autoconf": "0", "addr_gen_mode": "1", "dad_transmits": "0"}
 
 
-def fork_room(as_root: bool = False) -> tuple[int, Channel]:
+def fork_room(as_root: bool = False, on_host: bool = False) -> tuple[int, Channel]:
     """Forks the process; returns its number and a channel to it. It ends when the channel does, or its parent.
 
-    In the user namespace it has the uid that it had, or is root.
+    In the user namespace it has the uid that it had, or is root. With `on_host`, for who is root already, it makes no
+    namespace but that of its mounts, and what it makes is this host's.
 
     It first says {"ready": true} with descriptors of its namespaces (`KINDS`), or {"error", "cause", "remedy"}. Raises
     OSError where there can be no further process. Then it does what it is asked, in order, and answers each message:
@@ -49,18 +58,28 @@ def fork_room(as_root: bool = False) -> tuple[int, Channel]:
         return pid, ours
     with suppress(BaseException):  # whatever it is: a forked child must not go on in its parent's code
         close_all_but({0, 1, 2, theirs.fileno()})
-        _serve(theirs, 0 if as_root else None)
+        _serve(theirs, _enter_host if on_host else functools.partial(_enter_new, 0 if as_root else None))
     os._exit(0)
 
 
-def _serve(channel: Channel, inside_id: int | None) -> None:
+def _enter_host() -> None:
+    unshare(CLONE_NEWNS)
+    die_with_parent(SIGKILL)
+    keep_mounts_to_ourselves()
+
+
+def _enter_new(inside_id: int | None) -> None:
+    new_user_namespace(CLONE_NEWNET | CLONE_NEWNS, inside_uid=inside_id, inside_gid=inside_id)
+    die_with_parent(SIGKILL)  # the new capabilities have reset it
+    keep_mounts_to_ourselves()
+    _make_quiet()
+    _try_smaller_segments()
+    allow_echoes()
+
+
+def _serve(channel: Channel, enter: Callable[[], None]) -> None:
     try:
-        new_user_namespace(CLONE_NEWNET | CLONE_NEWNS, inside_uid=inside_id, inside_gid=inside_id)
-        die_with_parent(SIGKILL)  # the new capabilities have reset it
-        keep_mounts_to_ourselves()
-        _make_quiet()
-        _try_smaller_segments()
-        allow_echoes()
+        enter()
     except (VpnError, OSError) as error:
         channel.send(_told(error))
         return

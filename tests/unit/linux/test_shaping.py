@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from htcondor_vpn.linux import links, shaping
+from htcondor_vpn.linux import links, shaping, traffic_control
 from htcondor_vpn.linux.netlink import attribute, attributes
 
 
@@ -15,7 +15,11 @@ def test_burst_and_queue_fit_the_rate(rate_bps: float) -> None:
     assert limit.burst_bytes >= 3_000
     assert limit.burst_bytes * 8 / rate_bps <= 3.1  # seconds, at the lowest rate
     assert 4 * 65_536 <= limit.queue_bytes <= 64 << 20
-    assert len(shaping.limit_sending(7, limit)) == 3
+    assert limit.turn_bytes >= 1_514
+    for request in (traffic_control.add_class(7, 5, limit), traffic_control.change_class(7, 5, limit)):
+        assert len(request.body) < 300
+    for kind in (traffic_control.BFIFO, traffic_control.FQ_CODEL):
+        assert kind.encode() in traffic_control.set_queue(7, 5, kind, limit).body
 
 
 @pytest.mark.parametrize("rate_bps", [0, -1, 7_999, 1e13, float("nan"), float("inf")])
@@ -35,5 +39,18 @@ def test_broken_attributes_end_the_run(data: bytes) -> None:
 
 
 def test_ends_of_a_link_differ() -> None:
+    here, there = (links.End(name, 5, bytes(6), 65_536) for name in "ab")
     with pytest.raises(ValueError, match="different"):
-        links.make_veth("a", "b", 0, index=5, peer_index=5, mtu=1500)
+        links.make_veth(here, there, 0, mtu=1500)
+
+
+def test_ceiling_below_the_rate() -> None:
+    with pytest.raises(ValueError, match="no more than the second"):
+        shaping.limit_for(2e6, 1e6)
+
+
+@given(st.floats(shaping.LOWEST_BPS, shaping.HIGHEST_BPS))
+def test_segments_are_short_for_the_rate(rate_bps: float) -> None:
+    size = shaping.segment_bytes(rate_bps)
+    assert 8_704 <= size <= shaping.LARGEST_SEGMENT_BYTES
+    assert size * 8 / rate_bps <= 0.0021 or size == 8_704
