@@ -25,7 +25,7 @@ async def measure(gateway: Gateway) -> tuple[float, float]:
 
 
 async def _download(gateway: Gateway) -> float:
-    connection = await gateway.connect()
+    connection = await gateway.connections.connect()
     stream = connection.stream
     try:
         await stream.write(gateway.request_head("GET", f"{TARGET}?count={_MAX_BYTES}"))
@@ -45,7 +45,7 @@ async def _download(gateway: Gateway) -> float:
 
 
 async def _upload(gateway: Gateway) -> float:
-    connection = await gateway.connect()
+    connection = await gateway.connections.connect()
     stream = connection.stream
     piece = bytes(_PIECE_BYTES)
     try:

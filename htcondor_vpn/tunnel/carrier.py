@@ -20,7 +20,7 @@ class FlowRefused(ConnectionError):
 
     def __init__(self, status: int, reason: str, who: str = "the gateway") -> None:
         super().__init__(f"{who} answered {status}: {reason or 'without a reason'}")
-        self.status, self.reason = status, reason
+        self.status, self.reason, self.who = status, reason, who
 
 
 class CarrierBusy(GatewayUnreachable):
@@ -45,6 +45,13 @@ class Answer:
     instance: str = ""
 
 
+class FarEnd(Protocol):
+    """The far end of an open flow: a `Stream`, or what stands for one that another process of ours holds."""
+
+    def abort(self) -> None:
+        """Cuts the flow. Idempotent."""
+
+
 class Carrier(Protocol):
     """One way out, to one host. Its errors are VpnErrors and OSErrors, ssl.SSLError and asyncio.TimeoutError."""
 
@@ -53,8 +60,8 @@ class Carrier(Protocol):
     #: How long the first probe may take where that is longer than a usual one, since something has to be started.
     start_seconds: float
 
-    async def open_flow(self, address: Address, port: int) -> tuple[Stream, bytes]:
-        """Opens a flow; returns its stream, and what the far side has sent already.
+    async def open_flow(self, address: Address, port: int) -> tuple[FarEnd, bytes]:
+        """Opens a flow; returns its far end, and what the far side has sent already.
 
         Raises `FlowRefused` where the carrier works and the destination does not, `GatewayUnreachable` where the
         carrier cannot be reached, so that another one may be tried.

@@ -10,11 +10,10 @@ import logging
 from collections.abc import Callable, Sequence
 
 from htcondor_vpn.errors import GatewayUnreachable, VpnError
-from htcondor_vpn.tunnel.carrier import Address
+from htcondor_vpn.tunnel.carrier import Address, FarEnd
 from htcondor_vpn.tunnel.health import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, most_telling
 from htcondor_vpn.tunnel.pool import Pool
 from htcondor_vpn.wire.datagrams import DatagramPipe
-from htcondor_vpn.wire.stream import Stream
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +25,7 @@ class Ladder:
         self._pools = pools
         self.now: Pool | VpnError = GatewayUnreachable("no gateway has answered yet")
 
-    async def open_flow(self, address: Address, port: int) -> tuple[Stream, bytes]:
+    async def open_flow(self, address: Address, port: int) -> tuple[FarEnd, bytes]:
         """As `Carrier.open_flow`; raises the reason where no pool works."""
         return await self._pool().open_flow(address, port)
 

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from htcondor_vpn.errors import GatewayUnreachable, VpnError
-from htcondor_vpn.tunnel.carrier import Address, Carrier
+from htcondor_vpn.tunnel.carrier import Address, Carrier, FarEnd
 from htcondor_vpn.tunnel.engine import MOST_CARRIERS, CarrierReport
 from htcondor_vpn.tunnel.followed import Followed, Healthy
 from htcondor_vpn.tunnel.health import most_telling
@@ -19,7 +19,6 @@ from htcondor_vpn.tunnel.members import Member
 from htcondor_vpn.tunnel.spread import Spread
 from htcondor_vpn.wire.datagrams import DatagramPipe
 from htcondor_vpn.wire.deadline import cancel
-from htcondor_vpn.wire.stream import Stream
 
 Result = TypeVar("Result")
 
@@ -81,7 +80,7 @@ class Pool:
         """Whether at least one carrier carries datagrams."""
         return any(healthy.answer.udp for healthy in self.healthy())
 
-    async def open_flow(self, address: Address, port: int) -> tuple[Stream, bytes]:
+    async def open_flow(self, address: Address, port: int) -> tuple[FarEnd, bytes]:
         """As `Carrier.open_flow`; a carrier that cannot be reached just now is passed over for the next one."""
         family = f"ipv{address.version}"
         return await self._try(self._flows, lambda carrier: carrier.open_flow(address, port), family)

@@ -15,13 +15,12 @@ from htcondor_vpn.errors import VpnError
 from htcondor_vpn.linux.routes import is_own
 from htcondor_vpn.route_rules import RouteRule
 from htcondor_vpn.special_addresses import Address, never, unmapped
-from htcondor_vpn.tunnel.carrier import FlowRefused
+from htcondor_vpn.tunnel.carrier import FarEnd, FlowRefused
 from htcondor_vpn.tunnel.carriers.direct import DirectFlows
 from htcondor_vpn.tunnel.engine import REASON_LENGTH, RouteReport
 from htcondor_vpn.tunnel.ladder import Ladder
 from htcondor_vpn.wire.datagrams import DatagramPipe
 from htcondor_vpn.wire.dialing import HOST, SocketSource
-from htcondor_vpn.wire.stream import Stream
 
 _NODE = "the node's network"
 _PROHIBITED = "htcondor-vpn; error=destination_ip_prohibited"
@@ -32,7 +31,7 @@ Opened = TypeVar("Opened")
 class Outlet(Protocol):
     """A way out, where it works; all raise as `Carrier.open_flow` does."""
 
-    async def open_flow(self, address: Address, port: int) -> tuple[Stream, bytes]: ...
+    async def open_flow(self, address: Address, port: int) -> tuple[FarEnd, bytes]: ...
 
     async def open_datagrams(self, address: Address, port: int) -> DatagramPipe: ...
 
@@ -45,7 +44,7 @@ class NodeNetwork:
     def __init__(self, source: SocketSource = HOST) -> None:
         self._flows = DirectFlows(_NODE, source)
 
-    async def open_flow(self, address: Address, port: int) -> tuple[Stream, bytes]:
+    async def open_flow(self, address: Address, port: int) -> tuple[FarEnd, bytes]:
         _judge(address)
         return await self._flows.open_flow(address, port)
 
@@ -69,7 +68,7 @@ def _judge(address: Address) -> None:
 class Rejection:
     """The `Outlet` to nowhere."""
 
-    async def open_flow(self, address: Address, port: int) -> tuple[Stream, bytes]:
+    async def open_flow(self, address: Address, port: int) -> tuple[FarEnd, bytes]:
         raise FlowRefused(403, _PROHIBITED, "HTCONDOR_VPN_ROUTES")
 
     async def open_datagrams(self, address: Address, port: int) -> DatagramPipe:
@@ -113,7 +112,7 @@ class Routes:
         """Whether there are destinations to which datagrams may be carried although the tunnel carries none."""
         return any(route.rule.leads for route in self._routes)
 
-    async def open_flow(self, address: Address, port: int) -> tuple[Stream, bytes]:
+    async def open_flow(self, address: Address, port: int) -> tuple[FarEnd, bytes]:
         return await self._led(address, port, lambda outlet, to: outlet.open_flow(to, port))
 
     async def open_datagrams(self, address: Address, port: int) -> DatagramPipe:

@@ -31,7 +31,8 @@ from htcondor_vpn.tunnel.engine import EngineReport, InnerSockets
 from htcondor_vpn.tunnel.ladder import Ladder
 from htcondor_vpn.tunnel.pool import Pool
 from htcondor_vpn.tunnel.routes import Route, Routes
-from htcondor_vpn.wire.relay import Traffic, relay
+from htcondor_vpn.tunnel.workers.own_flows import sum_of
+from htcondor_vpn.tunnel.workers.workers import Workers
 from htcondor_vpn.wire.tls import reset
 
 _ACCEPTS_AT_ONCE = 64
@@ -46,7 +47,8 @@ class StreamEngine:
 
     `private_names` are asked first, and answer None to what they do not know about. `rates_mbps` are (up, down) as
     advertised; where one is 0 both are measured at start, if it is a gateway of ours. Limits are shared by those that
-    `shared_by` tells apart, and there are at most `most_associations` of datagrams.
+    `shared_by` tells apart, and there are at most `most_associations` of datagrams. `workers` relay the flows; without
+    any this process does.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class StreamEngine:
         private_names: PrivateNames | None = None,
         shared_by: SharedBy = by_link,
         most_associations: int | None = None,
+        workers: Workers | None = None,
     ) -> None:
         self._ladder = Ladder(pools)
         self._routes = Routes(routes, self._ladder)
@@ -67,19 +70,19 @@ class StreamEngine:
         self._tell: Callable[[EngineReport], None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._listeners: list[socket.socket] = []
-        self._live: set[Traffic] = set()
-        self._ended = Traffic()
+        self._workers = Workers() if workers is None else workers
         self._datagrams = DatagramCarrier(self._routes.open_datagrams, shared_by, most_associations)
         self._holder = Holder(self._routes.open_flow, shared_by)
         self._echoes = EchoCarrier(self._routes.echo, shared_by)
 
     async def run(self, report: Callable[[EngineReport], None]) -> None:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         self._tell = report
         await asyncio.gather(self._ladder.run(self._health_changed), self._routes.run(self._report))
 
     def serve(self, sockets: InnerSockets) -> None:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        self._workers.start()  # not earlier: nothing waits for them, and the tunnel is up sooner
         dns = DnsResponder(self._resolve)
         for sock in sockets.dns_datagrams:
             dns.serve_datagrams(sock)
@@ -101,6 +104,7 @@ class StreamEngine:
         self._echoes.finish()
         delivering = asyncio.ensure_future(self._datagrams.finish())
         await asyncio.wait({delivering, *self._tasks} - self._measurements, timeout=_FINISH_SECONDS)
+        await self._workers.finish()
 
     # Health
 
@@ -123,10 +127,11 @@ class StreamEngine:
 
     def _report(self) -> None:
         assert self._tell is not None
+        carried = sum_of(self._workers.carried, self._datagrams.traffic)
         counters: dict[str, Any] = {
-            "bytes_in": sum(each.bytes_to_plain for each in (self._ended, self._datagrams.traffic, *self._live)),
-            "bytes_out": sum(each.bytes_from_plain for each in (self._ended, self._datagrams.traffic, *self._live)),
-            "flows": len(self._live) + self._datagrams.open,
+            "bytes_in": carried.bytes_to_plain,
+            "bytes_out": carried.bytes_from_plain,
+            "flows": self._workers.flows + self._datagrams.open,
             "routes": self._routes.told(),
         }
         now = self._ladder.now
@@ -187,10 +192,9 @@ class StreamEngine:
     async def _carry(self, application: socket.socket) -> None:
         host, port = application.getsockname()[:2]
         address = ip_address(host)
-        traffic = Traffic()
         try:
             application.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            stream, early = self._holder.claim(application) or await self._routes.open_flow(address, port)
+            far, early = self._holder.claim(application) or await self._routes.open_flow(address, port)
         except (FlowRefused, VpnError, OSError, ssl.SSLError, asyncio.TimeoutError) as error:
             log.info("no flow to %s port %d: %s", address, port, error)
             reset(application)
@@ -198,13 +202,7 @@ class StreamEngine:
         except asyncio.CancelledError:
             reset(application)
             raise
-        self._live.add(traffic)
-        try:
-            await relay(stream, application, early, traffic)
-        finally:
-            self._live.discard(traffic)
-            self._ended.bytes_to_plain += traffic.bytes_to_plain
-            self._ended.bytes_from_plain += traffic.bytes_from_plain
+        await self._workers.relay(far, application, early)
 
     async def _resolve(self, query: bytes) -> bytes:
         if self._private_names is not None and (answer := await self._private_names.ask(query)) is not None:

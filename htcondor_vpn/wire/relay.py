@@ -13,6 +13,7 @@ import ssl
 from collections.abc import Callable
 
 from htcondor_vpn.wire.pace import FREE, Paces
+from htcondor_vpn.wire.receive_buffers import ReceiveBuffers
 from htcondor_vpn.wire.relay_plain import PlainFlow
 from htcondor_vpn.wire.silence import done_or_silent
 from htcondor_vpn.wire.stream import Stream
@@ -30,11 +31,10 @@ _plaintext = memoryview(bytearray(CHUNK_BYTES + 32 * 1024))
 #: the turns of many flows equal. OpenSSL's buffers keep the size that they once had.
 _AT_ONCE_BYTES = 32 * 1024 * 1024
 _LEAST_BYTES = 32 * 1024
-_live = 0
 
 
 def _chunk_bytes() -> int:
-    return max(_LEAST_BYTES, min(CHUNK_BYTES, _AT_ONCE_BYTES // max(1, _live)))
+    return max(_LEAST_BYTES, min(CHUNK_BYTES, _AT_ONCE_BYTES // max(1, ReceiveBuffers.live)))
 
 
 async def relay(
@@ -74,13 +74,13 @@ class _TlsFlow:
         self.to_tls: memoryview | None = None  # encrypted, not yet taken by the TLS side's socket
         self.tls_ended = self.plain_ended = False  # that side will send no more
         self.plain_shut = self.tls_shut = False  # and we have told the other side so
+        self.buffers = ReceiveBuffers(self.tls_sock, plain)
         plain.setblocking(False)
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # RFC 6093: urgent data stays in its place
         reset_on_close(plain, True)  # so that this process' sudden death is no clean end to the peer
 
     def start(self, early: bytes) -> None:
-        global _live
-        _live += 1
+        self.buffers.open()
         self.loop.add_reader(self.tls_sock, self._guarded, self._tls_readable)
         self.loop.add_reader(self.plain, self._guarded, self._plain_readable)
         _plaintext[: len(early)] = early
@@ -88,8 +88,7 @@ class _TlsFlow:
 
     def close(self) -> None:
         """Releases both sockets; cuts them unless both directions ended by themselves."""
-        global _live
-        _live -= 1
+        self.buffers.close()
         self.finished.cancel()  # so that a turn that comes now is none
         for sock in (self.tls_sock, self.plain):
             if sock.fileno() >= 0:
@@ -121,6 +120,7 @@ class _TlsFlow:
     # TLS to plain
 
     def _tls_readable(self) -> None:
+        self.buffers.fit()
         room = _chunk_bytes()
         if self.up is not None:
             room = 0 if self.up_waits else min(room, self.up.room(self._up_again))
@@ -208,6 +208,7 @@ class _TlsFlow:
             self._guarded(self._plain_readable)
 
     def _plain_readable(self) -> None:
+        self.buffers.fit()
         room = _chunk_bytes()
         if self.down is not None:
             room = 0 if self.down_waits else min(room, self.down.room(self._down_again))

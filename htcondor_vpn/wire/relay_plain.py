@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 
+from htcondor_vpn.wire.receive_buffers import ReceiveBuffers
 from htcondor_vpn.wire.stream import PlainStream
 from htcondor_vpn.wire.tls import CHUNK_BYTES, reset, reset_on_close
 from htcondor_vpn.wire.traffic import Traffic
@@ -28,17 +29,20 @@ class PlainFlow:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # RFC 6093: urgent data stays in its place
                 reset_on_close(sock, True)  # so that this process' sudden death is no clean end to the peer
         self._sockets = far, plain
+        self.buffers = ReceiveBuffers(far, plain)
         self._half_closes = stream.half_closes
         self._inward = _Direction(self, far, plain)
         self._outward = _Direction(self, plain, far)
 
     def start(self, early: bytes) -> None:
         """Begins with what was read from the stream already."""
+        self.buffers.open()
         self._outward.start()
         self._inward.start(early)
 
     def close(self) -> None:
         """Releases both sockets; cuts them unless both directions ended by themselves."""
+        self.buffers.close()
         for sock in self._sockets:
             if sock.fileno() >= 0:
                 self.loop.remove_reader(sock)
@@ -98,6 +102,7 @@ class _Direction:
         self._flow.loop.add_reader(self._source, self._flow.guarded, self._readable)
 
     def _readable(self) -> None:
+        self._flow.buffers.fit()
         count = self._source.recv_into(_scratch)
         if count:
             self._send(_scratch[:count])

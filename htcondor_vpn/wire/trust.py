@@ -9,6 +9,7 @@ import base64
 import hashlib
 import logging
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 
 from asn1crypto.x509 import Certificate
@@ -16,6 +17,9 @@ from asn1crypto.x509 import Certificate
 from htcondor_vpn import knob_values
 from htcondor_vpn.errors import ConfigError, ConfigUnreadable, GatewayUntrusted, TokenUnusable
 from htcondor_vpn.wire.tls import TlsStream
+
+#: Returns the pins that count now.
+Pins = Callable[[], "tuple[str, ...]"]
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +38,8 @@ def read_pins(path: Path) -> tuple[str, ...]:
     try:
         words = path.read_text(encoding="ascii").split()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigUnreadable(f"the pin file {path} cannot be read: {error}", "check its path") from error
+        reason = getattr(error, "strerror", error)
+        raise ConfigUnreadable(f"the pin file {path} cannot be read: {reason}", "check its path") from error
     pins = tuple(word for word in words if word.startswith("pin-sha256:"))
     if not pins:
         raise ConfigUnreadable(f"the pin file {path} holds no pin-sha256: line", "take the gateway's gateway.pin")
@@ -49,33 +54,51 @@ def read_pins(path: Path) -> tuple[str, ...]:
 class Trust:
     """Checks gateways against `pins`, or without any against the CA in `ca_file`; one of the two is required.
 
-    `certificate` is our own for them, as files: the chain, and its private key. It is read again when it is renewed.
+    Pins may be renewed, and a gateway whose pin is gone is trusted no more: they are asked for each time. `certificate`
+    is our own for them, as files: the chain, and its private key. It is read again when it is renewed.
     """
 
     def __init__(
-        self, pins: tuple[str, ...] = (), ca_file: Path | None = None, certificate: tuple[Path, Path] | None = None
+        self,
+        pins: tuple[str, ...] | Pins = (),
+        ca_file: Path | None = None,
+        certificate: tuple[Path, Path] | None = None,
     ) -> None:
-        if not pins and ca_file is None:
+        self._get_pins: Pins = pins if callable(pins) else lambda: pins
+        self._pins = self._get_pins()
+        if not self._pins and ca_file is None:
             raise ConfigError(
                 "nothing tells which gateway to trust",
                 "set HTCONDOR_VPN_GATEWAY_PIN, HTCONDOR_VPN_GATEWAY_PIN_FILE or HTCONDOR_VPN_GATEWAY_CA_FILE",
             )
-        self._pins, self._ca_file, self._certificate = frozenset(pins), ca_file, certificate
+        self._ca_file, self._certificate = ca_file, certificate
         self._known: dict[bytes, bytes] = {}  # certificates whose key was found to be pinned, by their digest
         self._version = self._look()
-        self._context = self._new_context()
+        self._context: ssl.SSLContext | None = self._new_context()
 
     @property
     def context(self) -> ssl.SSLContext:
-        """What to connect with now; it is another object once our own certificate was renewed."""
+        """What to connect with now; it is another object once our own certificate, or the pins, were renewed.
+
+        Raises `TokenUnusable` where the certificate had to be read again, and cannot be.
+        """
+        self._refresh_pins()
         version = self._look()
-        if version != self._version:
+        if self._context is None or version != self._version:
             self._version = version
             try:
                 self._context = self._new_context()
             except TokenUnusable as error:
+                if self._context is None:  # it knew gateways by pins that are gone
+                    raise
                 log.error("%s; the last certificate is used", error)
         return self._context
+
+    def _refresh_pins(self) -> None:
+        pins = self._get_pins()
+        if pins != self._pins:
+            log.info("the gateways' pins are now %s", " ".join(pins))
+            self._pins, self._known, self._context = pins, {}, None
 
     @property
     def reconnaissance(self) -> ssl.SSLContext | None:
@@ -88,6 +111,7 @@ class Trust:
 
     def check(self, stream: TlsStream, gateway: str) -> None:
         """Raises `GatewayUntrusted` unless the peer's key is pinned; with a CA the handshake has checked it."""
+        self._refresh_pins()
         if not self._pins:
             return
         certificate = stream.peer_certificate or b""
@@ -101,7 +125,7 @@ class Trust:
                 "if the gateway's key was renewed, ship its new gateway.pin with the pilots",
             )
         self._known[digest] = certificate
-        if self._certificate:
+        if self._certificate and self._context is not None:
             self._context.load_verify_locations(cadata=certificate)
 
     def _new_context(self) -> ssl.SSLContext:

@@ -66,12 +66,13 @@ class Peer:
 
 @dataclass(frozen=True)
 class PeerState:
-    """What a device tells of a peer: the last handshake (Unix seconds, 0 for none), and bytes."""
+    """What a device tells of a peer: the last handshake (Unix seconds, 0 for none), bytes, and HOST:PORT if known."""
 
     public_key: bytes
     last_handshake: float = 0.0
     received_bytes: int = 0
     sent_bytes: int = 0
+    endpoint: str = ""
 
 
 class Device:
@@ -140,6 +141,7 @@ def parse_state(text: str) -> list[PeerState]:
                 int(each.get("last_handshake_time_sec", 0)) + int(each.get("last_handshake_time_nsec", 0)) / 1e9,
                 int(each.get("rx_bytes", 0)),
                 int(each.get("tx_bytes", 0)),
+                each.get("endpoint", ""),
             )
             for each in found
         ]

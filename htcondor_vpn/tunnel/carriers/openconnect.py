@@ -34,6 +34,7 @@ from htcondor_vpn.tunnel.carriers.tun_namespace import TunNamespace
 from htcondor_vpn.wire.datagrams import DatagramPipe
 from htcondor_vpn.wire.deadline import Deadline
 from htcondor_vpn.wire.stream import PlainStream
+from htcondor_vpn.wire.trust import Pins
 
 #: A login takes longer than a probe.
 START_SECONDS = 20.0
@@ -52,14 +53,15 @@ log = logging.getLogger(__name__)
 class Login:
     """How to know a server, and how to be known by it.
 
-    `pins` win over `ca_file`. A password, a client certificate (PEM; `key` None if it is in the same file), or both.
+    `pins` returns what is pinned now, and wins over `ca_file`. A password, a client certificate (PEM; `key` None if it
+    is in the same file), or both.
     """
 
     user: str = ""
     password: str = ""
     certificate: Path | None = None
     key: Path | None = None
-    pins: Sequence[str] = ()
+    pins: Pins = tuple
     ca_file: Path | None = None
     dtls: bool = True
 
@@ -83,7 +85,7 @@ class OpenConnect:
         self, host: str, port: int, login: Login, name_servers: Sequence[tuple[str, int]], probe_seconds: float
     ) -> None:
         self.name = host_port(host, port)
-        self._request = _request(f"https://{self.name}/", login)
+        self._request, self._pins = _request(f"https://{self.name}/", login), login.pins
         self._name_servers, self._probe_seconds = name_servers, probe_seconds
         self._life: asyncio.Task[None] | None = None
         self._connected: asyncio.Future[None] | None = None
@@ -189,7 +191,7 @@ class OpenConnect:
             theirs.close()
         self._transport = "tls"
         try:
-            ours.send(self._request)
+            ours.send({**self._request, "pins": list(self._pins())})
             with Deadline(START_SECONDS):
                 why = None
                 while why is None and not self._attached:
@@ -290,7 +292,7 @@ class OpenConnect:
 def _request(url: str, login: Login) -> dict[str, Any]:
     files = {"certificate": login.certificate, "key": login.key or login.certificate, "ca_file": login.ca_file}
     return {
-        "url": url, "user": login.user, "password": login.password, "pins": list(login.pins), "dtls": login.dtls,
+        "url": url, "user": login.user, "password": login.password, "dtls": login.dtls,
         "cookie": None, **{name: str(path) if path else None for name, path in files.items()},
     }  # fmt: skip
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import stat
 from pathlib import Path
 
 from htcondor_vpn.errors import ConfigError, TokenUnusable
+from htcondor_vpn.wire.renewed import Renewed
 
 _MAX_BYTES = 16 * 1024
-
-log = logging.getLogger(__name__)
 
 
 def read_token(path: Path | None) -> str:
@@ -25,33 +23,14 @@ def read_token(path: Path | None) -> str:
     return token
 
 
-class TokenFile:
-    """The token as it is in the file now: what writes it may renew it while the pilot runs, as short-lived ones are."""
+def renewed_token(path: Path | None) -> Renewed[str]:
+    """The token as it is in the file now: short-lived ones are renewed while the pilot runs. Raises as `read_token`.
 
-    def __init__(self, path: Path | None) -> None:
-        """Raises as `read_token`."""
-        self._token = read_token(path)
-        assert path is not None  # or it had been raised
-        self._path = path
-        self._version = self._look()
-
-    def __call__(self) -> str:
-        """Returns the present token; the last good one if the file is bad, or gone (it may be deleted once read)."""
-        version = self._look()
-        if version is not None and version != self._version:
-            self._version = version
-            try:
-                self._token = read_token(self._path)
-            except TokenUnusable as error:
-                log.error("%s; the last token is used", error)
-        return self._token
-
-    def _look(self) -> tuple[int, int, int] | None:
-        try:
-            status = self._path.stat()
-        except OSError:
-            return None
-        return status.st_ino, status.st_mtime_ns, status.st_size
+    The file may be deleted once it was read.
+    """
+    read_token(path)
+    assert path is not None  # or it had been raised
+    return Renewed(path, read_token, "the last token", may_go=True)
 
 
 def check_private_key(path: Path, knob: str = "HTCONDOR_VPN_KEY_FILE") -> None:

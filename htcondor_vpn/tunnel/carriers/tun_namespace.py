@@ -70,13 +70,14 @@ class TunNamespace:
         asyncio.get_running_loop().add_reader(channel.fileno(), self._answered)
 
     @classmethod
-    async def make(cls, as_root: bool = False) -> TunNamespace:
-        """Makes one, in which we are root if a program insists on that.
+    async def make(cls, as_root: bool = False, on_host: bool = False) -> TunNamespace:
+        """Makes one, in which we are root if a program insists on that; or with `on_host` a process alone, of root's,
+        which does in this host's network what is asked of it.
 
         Raises `NamespacesUnavailable`, `LimitReached` or OSError.
         """
         try:
-            made = cls(*fork_room(as_root))
+            made = cls(*fork_room(as_root, on_host))
         except OSError as error:
             if (limit := LimitReached.of(error)) is not None:
                 raise limit from error

@@ -8,6 +8,7 @@ There is no other interface: what no one catches goes nowhere.
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Iterable
 from contextlib import suppress
@@ -22,6 +23,7 @@ from htcondor_vpn.addresses import (
     OWN_V6,
     PILOT_V4,
     PILOT_V6,
+    POLICY_MARK,
     TPROXY_MARK,
     TPROXY_PORT,
 )
@@ -30,7 +32,7 @@ from htcondor_vpn.linux import links
 from htcondor_vpn.linux.datagrams import make_icmp_socket, make_room, make_sockets
 from htcondor_vpn.linux.echoes import allow_echoes
 from htcondor_vpn.linux.namespaces import capabilities_to_programs
-from htcondor_vpn.linux.netlink import Netlink
+from htcondor_vpn.linux.netlink import Netlink, NetlinkError
 from htcondor_vpn.linux.programs import ProgramFailed, find_program, run_program
 from htcondor_vpn.special_addresses import Network
 from htcondor_vpn.tunnel.catching.queue_rules import queue_packets
@@ -44,6 +46,7 @@ _DNS_PORT = 53
 # linux/in.h and linux/in6.h; Python's socket module lacks them.
 _IP_TRANSPARENT = 19
 _IPV6_TRANSPARENT = 75
+_SEGMENT_BYTES = 8 * 0xFFFF  # the most that Linux takes (GSO_MAX_SIZE)
 _DNS_BUFFER_BYTES = 1024 * 1024
 
 #: To each single host; what is for many, a gateway could not carry.
@@ -60,7 +63,7 @@ table inet htcondor_vpn {{
         type filter hook prerouting priority mangle
         ip daddr {{ {", ".join(OWN_V4)} }} return
         ip6 daddr {{ {", ".join(OWN_V6)} }} return
-        meta mark {{ {", ".join(f"{refusal:d}" for refusal in Refusal)} }} return
+        meta mark {{ {", ".join(f"{refusal:d}" for refusal in Refusal)}, {POLICY_MARK} }} return
         meta l4proto tcp meta mark set {TPROXY_MARK} tproxy to :{TPROXY_PORT} accept
         @datagrams@
     }}
@@ -80,6 +83,19 @@ table inet htcondor_vpn {{
 }}
 """
 
+#: What a job sends in another's name (anyone may bind an IPv6 socket to any address, ipv6(7) IPV6_FREEBIND) goes
+#: nowhere: the other one would be sent the answers.
+_OWN_SOURCES = f"""
+table inet htcondor_vpn {{
+    chain sources {{
+        type filter hook prerouting priority -310
+        iifname "{JOB_LINK}*" fib saddr . iif oif missing drop
+    }}
+}}
+"""
+
+log = logging.getLogger(__name__)
+
 
 def find_nft() -> str:
     """Returns the path of nft; raises `ProgramMissing`."""
@@ -95,6 +111,7 @@ def catch(nft: str, families: Iterable[str], udp: bool, holding: str, besides: I
     """
     _forward_nothing()
     _pace_nothing()
+    _send_large_segments()
     _answer_everyone()
     _route_to_loopback(set(families), besides)
     refusals = "\n        ".join(f"meta mark {refusal:d} {refusal.statement}" for refusal in Refusal)
@@ -106,6 +123,7 @@ def catch(nft: str, families: Iterable[str], udp: bool, holding: str, besides: I
         raise CatcherUnavailable(
             f"connections cannot be caught inside: {nft}: {said}", "have an administrator run: modprobe nft_tproxy"
         ) from error
+    _check_sources(nft)
     sockets = _listen(udp)
     queues = queue_packets(nft, holding)
     if queues.syns is not None:
@@ -115,6 +133,14 @@ def catch(nft: str, families: Iterable[str], udp: bool, holding: str, besides: I
         sockets.echoes.append(queues.echoes)
         sockets.echo_replies += [make_icmp_socket(flows.family) for flows in sockets.flows]
     return sockets
+
+
+def _check_sources(nft: str) -> None:
+    try:
+        run_program([nft, "-f", "-"], stdin=_OWN_SOURCES, preexec=capabilities_to_programs)
+    except ProgramFailed as error:  # connects, datagrams and pings are checked by the engine as well
+        said = error.stderr.strip().partition("\n")[0]
+        log.warning("a job may ask the resolver in another job's name, for this kernel lacks nft_fib: %s", said)
 
 
 def _forward_nothing() -> None:
@@ -131,6 +157,12 @@ def _pace_nothing() -> None:
     with suppress(OSError):  # as fast as the host would have it, then
         if path.read_text().strip() not in ("cubic", "reno"):
             path.write_text("reno")
+
+
+def _send_large_segments() -> None:
+    """What goes to the engine on this host goes through TCP, the routes and the rules once for 512 KB, not for 64."""
+    with Netlink() as netlink, suppress(NetlinkError):  # an older kernel has smaller ones
+        netlink.do([links.set_segment_size(links.LOOPBACK_INDEX, _SEGMENT_BYTES)])
 
 
 def _answer_everyone() -> None:

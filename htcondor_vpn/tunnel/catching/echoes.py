@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from ipaddress import ip_address
 
-from htcondor_vpn.addresses import ECHO_QUEUE, may_send
+from htcondor_vpn.addresses import ECHO_QUEUE, POLICY_MARK, may_send
 from htcondor_vpn.errors import VpnError
 from htcondor_vpn.linux.echoes import EchoRequest, parse_request, reply
 from htcondor_vpn.linux.nfqueue import Packet, PacketQueue
@@ -69,6 +69,9 @@ class EchoCarrier:
                 self._arrived(queue, packet)
 
     def _arrived(self, queue: PacketQueue, packet: Packet) -> None:
+        if packet.mark == POLICY_MARK:  # it will be refused, by a rule that it has not come to yet
+            queue.accept(packet.number)
+            return
         try:
             request = parse_request(packet.payload)
         except ValueError as error:

@@ -13,14 +13,13 @@ import ssl
 from collections.abc import Awaitable, Callable, Hashable
 from ipaddress import ip_address
 
-from htcondor_vpn.addresses import HOLD_QUEUE, may_send
+from htcondor_vpn.addresses import HOLD_QUEUE, POLICY_MARK, may_send
 from htcondor_vpn.errors import VpnError
 from htcondor_vpn.linux.descriptors import DescriptorBudget
 from htcondor_vpn.linux.nfqueue import Ends, PacketQueue, tcp_ends
-from htcondor_vpn.tunnel.carrier import Address, FlowRefused
+from htcondor_vpn.tunnel.carrier import Address, FarEnd, FlowRefused
 from htcondor_vpn.tunnel.catching.fair_share import FairShare, SharedBy, by_link
 from htcondor_vpn.tunnel.catching.refusals import refusal_of
-from htcondor_vpn.wire.stream import Stream
 
 #: How long a flow waits for its connection. What comes between is the kernel's handshake with the application, by a
 #: job's link that may be slow; an application that gave up meanwhile never claims it.
@@ -33,8 +32,8 @@ _AT_ONCE = 64
 
 log = logging.getLogger(__name__)
 
-#: A flow: its stream, and what the far side has sent already.
-Flow = tuple[Stream, bytes]
+#: A flow: its far end, and what that has sent already.
+Flow = tuple[FarEnd, bytes]
 
 #: Opens a flow to an address and port; raises as `Carrier.open_flow`.
 Open = Callable[[Address, int], Awaitable[Flow]]
@@ -81,6 +80,9 @@ class Holder:
             except BlockingIOError:
                 return
             if packet is None:
+                continue
+            if packet.mark == POLICY_MARK:  # it will be refused, by a rule that it has not come to yet
+                queue.accept(packet.number)
                 continue
             try:
                 ends = tcp_ends(packet.payload)

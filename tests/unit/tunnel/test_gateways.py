@@ -8,7 +8,8 @@ import pytest
 
 from htcondor_vpn.errors import GatewayUnreachable
 from htcondor_vpn.tunnel.carrier import FlowRefused
-from htcondor_vpn.tunnel.carriers import gateways
+from htcondor_vpn.tunnel.carriers import gateway_connections
+from htcondor_vpn.tunnel.carriers.gateway_connections import GatewayConnections
 from htcondor_vpn.tunnel.carriers.gateways import Gateway
 from htcondor_vpn.wire.tls import TlsStream
 from htcondor_vpn.wire.trust import Trust
@@ -21,28 +22,34 @@ def _talk(server_context, certificate, body, *says):
 
     async def main():
         loop = asyncio.get_running_loop()
-        held = []
+        held, turns = [], []
         with socket.create_server(("127.0.0.1", 0)) as listener:
             listener.setblocking(False)
+
+            async def serve_one(stream, answers):
+                for answer in answers:
+                    await stream.read()
+                    await stream.write(answer)
+                await stream.close()
 
             async def serve():
                 while True:
                     sock, _ = await loop.sock_accept(listener)
                     held.append(await TlsStream.server(sock, server_context))
                     if says:
-                        for answer in says[min(len(held), len(says)) - 1]:
-                            await held[-1].read()
-                            await held[-1].write(answer)
-                        await held[-1].close()
+                        answers = says[min(len(held), len(says)) - 1]
+                        turns.append(asyncio.ensure_future(serve_one(held[-1], answers)))
 
             serving = asyncio.ensure_future(serve())
-            gateway = Gateway("gateway.test", listener.getsockname()[1], Trust(ca_file=certificate), lambda: "secret")
+            trust, port = Trust(ca_file=certificate), listener.getsockname()[1]
+            gateway = Gateway(GatewayConnections("gateway.test", port, trust, lambda: "secret"))
             silent = (socket.AF_INET, ("127.0.0.2", 9))
-            gateway._way._addresses = [silent, (socket.AF_INET, listener.getsockname())]
+            gateway.connections.way._addresses = [silent, (socket.AF_INET, listener.getsockname())]
             try:
                 return await body(gateway)
             finally:
-                serving.cancel()
+                for task in (serving, *turns):
+                    task.cancel()
                 for stream in held:
                     stream.abort()
 
@@ -51,14 +58,14 @@ def _talk(server_context, certificate, body, *says):
 
 def test_the_address_that_answered_is_tried_first_from_then_on(certificate, server_context):
     async def body(gateway):
-        (await gateway.connect()).stream.abort()
-        return [address[0] for _, address in gateway._way._addresses]
+        (await gateway.connections.connect()).stream.abort()
+        return [address[0] for _, address in gateway.connections.way._addresses]
 
     assert _talk(server_context, certificate, body) == ["127.0.0.1", "127.0.0.2"]
 
 
 def test_a_flow_is_not_waited_for_without_end(certificate, server_context, monkeypatch):
-    monkeypatch.setattr(gateways, "FLOW_SECONDS", 0.05)
+    monkeypatch.setattr(gateway_connections, "FLOW_SECONDS", 0.05)
 
     async def body(gateway):
         with pytest.raises(asyncio.TimeoutError):

@@ -1,7 +1,7 @@
 import pytest
 
 from htcondor_vpn.errors import ConfigError, TokenUnusable
-from htcondor_vpn.tunnel.carriers.token import TokenFile, check_private_key, read_credentials, read_token
+from htcondor_vpn.tunnel.carriers.token import check_private_key, read_credentials, read_token, renewed_token
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def replace(path, text, mode=0o600):
 
 
 def test_a_renewed_token_is_read_again(token_file):
-    token = TokenFile(token_file)
+    token = renewed_token(token_file)
     assert token() == "abc-DEF_123"
     replace(token_file, "second")
     assert token() == "second"
@@ -78,7 +78,7 @@ def test_a_renewed_token_is_read_again(token_file):
 
 @pytest.mark.parametrize("spoil", ["gone", "open", "empty"])
 def test_the_last_good_token_counts_while_the_file_is_not(token_file, spoil, caplog):
-    token = TokenFile(token_file)
+    token = renewed_token(token_file)
     if spoil == "gone":
         token_file.unlink()
     else:
@@ -92,7 +92,7 @@ def test_the_last_good_token_counts_while_the_file_is_not(token_file, spoil, cap
 
 
 def test_a_token_that_does_not_change_is_not_read(token_file, monkeypatch):
-    token = TokenFile(token_file)
+    token = renewed_token(token_file)
     opened = "htcondor_vpn.tunnel.carriers.token.open"
     monkeypatch.setattr(opened, lambda *_: pytest.fail("it is opened"), raising=False)
     assert [token() for _ in range(3)] == ["abc-DEF_123"] * 3

@@ -312,7 +312,7 @@ def test_many_flows_read_less_at_once(monkeypatch):
     """So their buffers stay bounded, and their turns equal."""
     sizes = []
     for live in (0, 1, 100, 100_000):
-        monkeypatch.setattr(relaying, "_live", live)
+        monkeypatch.setattr(relaying.ReceiveBuffers, "live", live)
         sizes.append(relaying._chunk_bytes())
     assert sizes[0] == sizes[1] == relaying.CHUNK_BYTES
     assert sizes[1] > sizes[2] > sizes[3] == 32 * 1024
