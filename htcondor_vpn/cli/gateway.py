@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from htcondor_vpn import knob_values
-from htcondor_vpn.cli import gateway_check, gateway_deny, gateway_ocserv, gateway_operation, gateway_wireguard
+from htcondor_vpn.cli import gateway_check, gateway_deny, gateway_operation, gateway_pilots
 from htcondor_vpn.cli.output import date, print_secret, print_table, say
 from htcondor_vpn.config_sources import config_files
 from htcondor_vpn.errors import ProgramMissing, UsageError
@@ -58,10 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     deny = verbs.add_parser("deny", help="refuse pilots whose credentials others have issued")
     gateway_deny.add_verbs(deny, _add_common_options)
     gateway_operation.add_verbs(verbs, _add_common_options)
-    ocserv = verbs.add_parser("ocserv", help="manage the users of an ocserv gateway")
-    gateway_ocserv.add_verbs(ocserv, _add_common_options)
-    wireguard = verbs.add_parser("wireguard", help="manage the pilots of a WireGuard gateway")
-    gateway_wireguard.add_verbs(wireguard, _add_common_options)
+    gateway_pilots.add_verbs(verbs, _add_common_options)
 
 
 def _add_token_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from htcondor_vpn import knob_values
-from htcondor_vpn.cli.output import print_table, say
+from htcondor_vpn.cli.output import print_table, say, size
 from htcondor_vpn.errors import GatewayNotRunning, UsageError
 from htcondor_vpn.settings import Settings
 
@@ -55,32 +55,41 @@ def _status(args: argparse.Namespace, settings: Settings) -> int:
     if args.json:
         say(json.dumps(status, indent=2))
         return 0
+    packets = status.get("kind", "stream") != "stream"
+    what = "sessions" if packets else "flows"
     state = "stopping" if status["stopping"] else "draining" if status["draining"] else "serving"
-    limits = status["limits"]
+    load, room = ("", "") if packets else (f", load {status['load']:.2f}", _room(status))
     say(
-        f"{state} for {_duration(status['uptime_seconds'])}, version {status['version']}, process {status['pid']}, "
-        f"load {status['load']:.2f}\n"
-        f"{status['flows']} flows ({status['flows_ended']} have ended) on {status['connections']} of at most "
-        f"{limits['connections']} connections, {limits['connections_per_token']} a pilot\n"
+        f"{state} for {_duration(status['uptime_seconds'])}, version {status['version']}, process {status['pid']}"
+        f"{load}\n"
+        f"{status['flows']} {what} ({status['flows_ended']} have ended){room}\n"
         f"up {status['up_mbps']:.1f} Mbit/s, down {status['down_mbps']:.1f} Mbit/s; "
-        f"since the start {_size(status['bytes_up'])} up, {_size(status['bytes_down'])} down"
+        f"since the start {size(status['bytes_up'])} up, {size(status['bytes_down'])} down"
     )
     for worker in status["workers"]:
         last = ", its flows are its last" if worker["retired"] else ""
         say(
             f"worker {worker['pid']}: {worker['flows']} flows, load {worker['load']:.2f}, "
-            f"{_size(worker['memory_bytes'])}{last}"
+            f"{size(worker['memory_bytes'])}{last}"
         )
     ledger = status["ledger"]
     if ledger is not None and (ledger["error"] or ledger["lost"]):
         say(f"ledger: {ledger['waiting']} records wait, {ledger['lost']} were lost {ledger['error']}".rstrip())
     rows = [
         (name, str(count["flows"]), f"{count['up_mbps']:.1f}", f"{count['down_mbps']:.1f}",
-         _size(count["bytes_up"]), _size(count["bytes_down"]))
+         size(count["bytes_up"]), size(count["bytes_down"]))
         for name, count in status["pilots"].items()
     ]  # fmt: skip
-    print_table([("PILOT", "FLOWS", "UP Mbit/s", "DOWN Mbit/s", "SENT", "RECEIVED"), *rows])
+    print_table([("PILOT", what.upper(), "UP Mbit/s", "DOWN Mbit/s", "SENT", "RECEIVED"), *rows])
     return 0
+
+
+def _room(status: dict[str, Any]) -> str:
+    limits = status["limits"]
+    return (
+        f" on {status['connections']} of at most {limits['connections']} connections, "
+        f"{limits['connections_per_token']} a pilot"
+    )
 
 
 def _drain(args: argparse.Namespace, settings: Settings) -> int:
@@ -93,7 +102,10 @@ def _drain(args: argparse.Namespace, settings: Settings) -> int:
         except ValueError as error:
             raise UsageError(f"--timeout {args.timeout}: the value {error}", "write it as 30min or 2h") from error
     with Connection(settings.gateway_dir) as gateway:
-        say(f"{gateway.ask(request)['flows']} flows go on")
+        answer = gateway.ask(request)
+        if "error" in answer:
+            raise GatewayNotRunning(f"the gateway goes on as it was: {answer['error']}", "mend that, and try again")
+        say(f"{answer['flows']} {answer.get('what', 'flows')} go on")
         if args.wait:
             gateway.ended()
     return 0
@@ -133,7 +145,7 @@ def _ledger(args: argparse.Namespace, settings: Settings) -> int:
     names = ["pilot", "destination"] if args.by == "destination" else [args.by]
     table = [(*(name.upper() for name in names), *heads.values())]
     for row in rows:
-        sizes = _size(row["bytes_up"]), _size(row["bytes_down"])
+        sizes = size(row["bytes_up"]), size(row["bytes_down"])
         table.append((*(row[name] or "(running)" for name in names), str(row["flows"]), *sizes))
     print_table(table)
     return 0
@@ -160,15 +172,7 @@ def _since(text: str | None) -> float:
 
 
 def _duration(seconds: float) -> str:
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
+    for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError

@@ -37,6 +37,34 @@ class OcservUsers:
             self._ocpasswd(name, stdin=f"{password}\n{password}\n")
         return password
 
+    @property
+    def admitted(self) -> Path:
+        """The file of those that may log in: all or nobody."""
+        return self.folder / "admitted"
+
+    def admit_all(self) -> None:
+        """Lets all users log in, those who are added later too; raises `GatewayFolderError`."""
+        self._admit(self._file)
+
+    def admit_nobody(self) -> None:
+        """Lets nobody log in; who has is not concerned. Raises `GatewayFolderError`."""
+        nobody = self.folder / "nobody"
+        try:
+            nobody.write_text("")
+        except OSError as error:
+            raise GatewayFolderError(f"{nobody} cannot be written: {error.strerror}", "check the disk") from error
+        self._admit(nobody)
+
+    def _admit(self, target: Path) -> None:
+        new = self.admitted.with_suffix(".new")
+        try:
+            new.unlink(missing_ok=True)
+            new.symlink_to(target)
+            new.replace(self.admitted)
+        except OSError as error:
+            cause = f"{self.admitted} cannot be made: {error.strerror}"
+            raise GatewayFolderError(cause, "check the folder's owner and the disk") from error
+
     def revoke(self, name: str) -> None:
         """Removes a user; raises `TokenNameError`."""
         with locked(self.folder):

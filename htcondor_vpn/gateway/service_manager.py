@@ -11,7 +11,7 @@ from htcondor_vpn.settings import Settings
 
 _UNIT = "htcondor-vpn-gateway.service"
 _STATE_FOLDER = Path("/var/lib")
-_HOMES = (Path("/home"), Path("/root"), Path("/run/user"))
+HOMES = (Path("/home"), Path("/root"), Path("/run/user"))
 _SPARE_SECONDS = 15.0
 
 
@@ -34,22 +34,22 @@ def unit(settings: Settings, user: str, program: list[str], config: Path | None)
     words = [*program, "gateway", "--dir", str(folder), *(["--config", str(config)] if config else [])]
     inside = folder.parent == _STATE_FOLDER
     used = [folder, *(Path(word) for word in program if word.startswith("/")), *([config] if config else [])]
-    at_home = any(home in path.parents for path in used for home in _HOMES)
+    at_home = any(home in path.parents for path in used for home in HOMES)
     environment = Environment(
         loader=PackageLoader("htcondor_vpn.gateway"), undefined=StrictUndefined, trim_blocks=True,
         autoescape=False,  # noqa: S701  it is no HTML
     )  # fmt: skip
     return environment.get_template(_UNIT).render(
         user=user,
-        command=" ".join(map(_quoted, words)),
-        folder=_quoted(str(folder)),
+        command=" ".join(map(quoted, words)),
+        folder=quoted(str(folder)),
         state_directory=folder.name if inside else "",
         stop_seconds=int(settings.gateway_grace_period + _SPARE_SECONDS),
         protect_home="read-only" if at_home else "yes",
     )
 
 
-def _quoted(word: str) -> str:
+def quoted(word: str) -> str:
     """Writes a word of a command line so that systemd takes it as it is (systemd.service(5), systemd.unit(5))."""
     escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return f'"{escaped}"' if escaped != word or any(c.isspace() or c in "';" for c in word) else word

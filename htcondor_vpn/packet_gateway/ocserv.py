@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -21,14 +20,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from htcondor_vpn.addresses import JOB_LINK, OCSERV_V4, OCSERV_V6, PILOT_V4, PILOT_V6
 from htcondor_vpn.errors import ConfigError, ListenError, NamespacesUnavailable
+from htcondor_vpn.gateway.kernel_nat import KernelNat, Pilots, own_name_servers
 from htcondor_vpn.gateway.ocserv_users import OcservUsers
 from htcondor_vpn.gateway.operation.listening import listen, raise_descriptor_limit
 from htcondor_vpn.gateway.operation.service import credentials
 from htcondor_vpn.gateway.trust.folder import write_atomically
 from htcondor_vpn.linux.programs import find_program
 from htcondor_vpn.packet_gateway.inner import caught, host_engine
-from htcondor_vpn.packet_gateway.kernel_nat import KernelNat, own_name_servers
 from htcondor_vpn.packet_gateway.ocserv_process import OcservProcess
+from htcondor_vpn.packet_gateway.ocserv_sessions import ocserv_sessions
+from htcondor_vpn.packet_gateway.operation import Operation
 from htcondor_vpn.settings import Settings
 from htcondor_vpn.tunnel.carriers.tun_namespace import TunNamespace
 from htcondor_vpn.tunnel.catching.catcher import find_nft
@@ -43,6 +44,7 @@ _SOCKETS = Path("/run/htcondor-vpn-ocserv")
 _READY_SECONDS = 20.0
 _LOOK_SECONDS = 0.1
 _USERS_SECONDS = 1.0
+_COUNT_SECONDS = 2.0
 _RESTART_SECONDS = 0.5
 
 log = logging.getLogger(__name__)
@@ -66,32 +68,35 @@ def run(settings: Settings, announce: Callable[[str], None]) -> None:
     single_uid = not as_root or _has_one_uid()
     if single_uid:
         log.warning("ocserv is told that it has dropped its privileges: it keeps the one account that there is here")
-    config = users.folder / "ocserv.conf"
+    config, control = users.folder / "ocserv.conf", users.folder / "control"
+    users.admit_all()
     text = _render(
-        folder=users.folder, certificate=found.certificate, key=found.key, host=host, port=port, clients=_CLIENTS,
-        single_uid=single_uid, device=_DEVICE, network_v4=OCSERV_V4, network_v6=OCSERV_V6,
+        folder=users.folder, admitted=users.admitted, control=control, certificate=found.certificate,
+        key=found.key, host=host, port=port, clients=_CLIENTS, single_uid=single_uid,
+        device=_DEVICE, network_v4=OCSERV_V4, network_v6=OCSERV_V6,
         name_servers=own_name_servers() if as_root else [PILOT_V4, PILOT_V6],
         sockets=users.folder if single_uid else _SOCKETS,
     )  # fmt: skip
     write_atomically(config, text.encode(), 0o600)
 
     async def serve() -> None:
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):  # before there is anything to take back
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
         async with AsyncExitStack() as exits:
-            server = _Server(config, users, single_uid, (host or "127.0.0.1", port))
+            operation = Operation(settings, "ocserv")  # before there is anything to take back
+            exits.callback(operation.close)
+            server = _Server(config, control, users, operation, single_uid, (host or "127.0.0.1", port))
             if as_root:
                 sockets = None if single_uid else _SOCKETS
-                exits.enter_context(KernelNat(_DEVICE, settings.gateway_allow, settings.gateway_deny, sockets))
+                pilots = Pilots("ocserv", _DEVICE, (OCSERV_V4, OCSERV_V6), own_name_servers())
+                exits.enter_context(KernelNat(pilots, settings.gateway_allow, settings.gateway_deny, sockets))
             else:
                 await server.make_namespace(settings, exits)
             await server.start()
             exits.push_async_callback(server.end)
             announce(f"listening on TCP and UDP port {port}")
             announce(found.pin)
+            operation.ready(server.shut)
             announce("ready")
-            await server.serve(stop)
+            await server.serve()
 
     asyncio.run(serve())
 
@@ -99,12 +104,22 @@ def run(settings: Settings, announce: Callable[[str], None]) -> None:
 class _Server:
     """ocserv with its `config`, which answers at `endpoint`, and what carries on what its pilots send."""
 
-    def __init__(self, config: Path, users: OcservUsers, single_uid: bool, endpoint: tuple[str, int]) -> None:
-        self._config, self._users, self._single_uid, self._endpoint = config, users, single_uid, endpoint
+    def __init__(
+        self,
+        config: Path,
+        control: Path,
+        users: OcservUsers,
+        operation: Operation,
+        single_uid: bool,
+        endpoint: tuple[str, int],
+    ) -> None:
+        self._config, self._control, self._users, self._operation = config, control, users, operation
+        self._single_uid, self._endpoint = single_uid, endpoint
         self._namespace: TunNamespace | None = None
         self._tasks: list[asyncio.Future[Any]] = []
         self._process: OcservProcess | None = None
         self._names = set(users.list())
+        self._turn = asyncio.Lock()  # of those that count
 
     async def make_namespace(self, settings: Settings, exits: AsyncExitStack) -> None:
         """Makes the namespace, and begins to serve what will be caught there; raises `VpnError`, OSError."""
@@ -145,10 +160,12 @@ class _Server:
         writer.close()
         return True
 
-    async def serve(self, stop: asyncio.Event) -> None:
-        """Serves until `stop`; raises `VpnError` when the namespace is lost."""
-        stopped = asyncio.ensure_future(stop.wait())
-        keeping = [asyncio.ensure_future(self._keep_running()), asyncio.ensure_future(self._keep_users())]
+    async def serve(self) -> None:
+        """Serves until it is told to end; raises `VpnError` when the namespace is lost."""
+        stopped = asyncio.ensure_future(self._operation.stop.wait())
+        keeping = [asyncio.ensure_future(work) for work in (
+            self._keep_running(), self._keep_users(), self._keep_count(), self._operation.run(),
+        )]  # fmt: skip
         try:
             await asyncio.wait([stopped, *keeping, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
             for task in (*keeping, *self._tasks):
@@ -180,6 +197,26 @@ class _Server:
                 assert self._process is not None
                 await self._process.end()  # and so it is started again
             self._names = now
+
+    async def _keep_count(self) -> None:
+        """Asks about the sessions."""
+        while True:
+            await asyncio.sleep(_COUNT_SECONDS)
+            await self._count()
+
+    async def _count(self) -> None:
+        async with self._turn:
+            try:
+                readings = await ocserv_sessions(self._control, self._namespace)
+            except (OSError, ValueError) as error:  # it is being started again
+                log.debug("no word about sessions: %s", error)
+            else:
+                self._operation.sessions.told(readings, self._names)
+
+    async def shut(self) -> None:
+        """Lets nobody log in any more, and counts the sessions that there are; raises `GatewayFolderError`."""
+        self._users.admit_nobody()
+        await self._count()
 
     async def end(self) -> None:
         if self._process is not None:

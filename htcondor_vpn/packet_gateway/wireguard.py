@@ -1,8 +1,9 @@
-"""A WireGuard server of an ordinary user: wireguard-go in a namespace of its own, where its pilots' packets end.
+"""A WireGuard server, for the engine `wireguard` and every other client of that protocol.
 
-What comes out of the tun is caught there as in a pilot's own namespace, and goes on from this host as connections and
-datagrams of this process: nothing is forwarded, and no address is translated. The UDP socket at which pilots arrive is
-this host's.
+As an ordinary user it has wireguard-go run in a namespace of its own, where packets end: what comes out of the tun is
+caught there, as in a pilot's own namespace, and goes on from this host as connections and datagrams of this process. As
+root its tun is this host's, and the kernel forwards what pilots send, in this host's name (`kernel_nat`). In both the
+UDP socket at which pilots arrive is this host's.
 """
 
 from __future__ import annotations
@@ -11,21 +12,26 @@ import asyncio
 import errno
 import logging
 import os
-import signal
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import Any
 
-from htcondor_vpn.addresses import JOB_LINK, WIREGUARD_V4, WIREGUARD_V6
+from htcondor_vpn.addresses import JOB_LINK, PILOT_V4, PILOT_V6, WIREGUARD_V4, WIREGUARD_V6
 from htcondor_vpn.errors import ListenError, NamespacesUnavailable, VpnError
+from htcondor_vpn.gateway.kernel_nat import KernelNat, Pilots
 from htcondor_vpn.gateway.operation.listening import raise_descriptor_limit
 from htcondor_vpn.gateway.trust.folder import open_folder
 from htcondor_vpn.gateway.wireguard_pilots import WireguardPilot, WireguardPilots, public_key, server_key
 from htcondor_vpn.knobs import PREFIX
 from htcondor_vpn.linux import wireguard_go
+from htcondor_vpn.packet_gateway.host_resolver import HostResolver
 from htcondor_vpn.packet_gateway.inner import caught, host_engine
+from htcondor_vpn.packet_gateway.operation import Operation
 from htcondor_vpn.packet_gateway.pilots_engine import PilotsEngine
+from htcondor_vpn.packet_gateway.sessions import Reading
 from htcondor_vpn.settings import Settings
 from htcondor_vpn.tunnel.carriers.tun_namespace import TunConfig, TunNamespace
 from htcondor_vpn.tunnel.carriers.wireguard_config import DEFAULT_MTU
@@ -39,10 +45,16 @@ DEFAULT_PORT = 51820
 #: To the catcher it is a job's link, whose pilots may ask the resolver.
 _LINK = f"{JOB_LINK}-wg"
 _TUN = TunConfig(DEFAULT_MTU, (), (WIREGUARD_V4, WIREGUARD_V6))
+_RESOLVER = (PILOT_V4, PILOT_V6)
+_HOST_TUN = replace(_TUN, addresses=_RESOLVER)
 
 #: How often the database is asked whether it changed: how long a revoked pilot's packets are taken.
 _LOOK_SECONDS = 1.0
 _RESTART_SECONDS = 0.5
+#: How long keys are good after a handshake (REJECT_AFTER_TIME of WireGuard's white paper, 6.1).
+_SESSION_SECONDS = 180.0
+#: How long pilots may take to shake hands with a wireguard-go that was started again.
+_RESTARTED_SECONDS = 30.0
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +70,8 @@ def run(settings: Settings, announce: Callable[[str], None]) -> None:
 
     `announce` gets a line for the port, the public key, and `ready`.
     """
-    program, nft = wireguard_go.find(settings.wireguard_go, f"{PREFIX}WIREGUARD_GO"), find_nft()
+    program = wireguard_go.find(settings.wireguard_go, f"{PREFIX}WIREGUARD_GO")
+    find_nft()
     folder = open_folder(settings.gateway_dir)
     private_key = server_key(folder)
     port = endpoint(settings)[1]
@@ -69,60 +82,120 @@ def run(settings: Settings, announce: Callable[[str], None]) -> None:
             log.warning("there are no pilots yet: `htcondor-vpn gateway wireguard add NAME` makes one")
 
         async def serve() -> None:
-            stop = asyncio.Event()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                asyncio.get_running_loop().add_signal_handler(number, stop.set)
-            server = await _Server.make(settings, program, nft, pilots)
-            try:
+            with ExitStack() as exits:
+                operation = Operation(settings, "wireguard")  # before there is anything to take back
+                exits.callback(operation.close)
+                make = _host_server if os.geteuid() == 0 else _own_server
+                server = await make(settings, program, pilots, operation, exits)
+                exits.callback(server.close)
                 await server.start(private_key, port)
                 announce(f"listening on UDP port {port}")
                 announce(key_text(public_key(private_key)))
+                operation.ready(server.shut)
                 announce("ready")
-                await server.serve(stop)
-            finally:
-                server.close()
+                await server.serve()
 
         asyncio.run(serve())
 
 
-class _Server:
-    """The namespace, the engine that serves what is caught there, and wireguard-go."""
+async def _own_server(
+    settings: Settings, program: str, pilots: WireguardPilots, operation: Operation, exits: ExitStack
+) -> _Server:
+    """Makes a namespace and begins to serve what will be caught there; raises `VpnError` or OSError."""
+    engine = host_engine(settings)
+    namespace = await TunNamespace.make()
+    exits.callback(namespace.close)
+    engine.serve(caught(namespace, find_nft(), settings.hold_connects))
+    return _Server(program, pilots, operation, namespace, _TUN, engine)
 
-    def __init__(self, program: str, pilots: WireguardPilots, namespace: TunNamespace, engine: PilotsEngine) -> None:
-        self._program, self._pilots = program, pilots
-        self._namespace, self._engine = namespace, engine
+
+async def _host_server(
+    settings: Settings, program: str, pilots: WireguardPilots, operation: Operation, exits: ExitStack
+) -> _Server:
+    """Has this host's kernel forward what will come from the tun; raises `VpnError` or OSError."""
+    links = Pilots("wireguard", _LINK, (WIREGUARD_V4, WIREGUARD_V6), resolver=_RESOLVER)
+    exits.enter_context(KernelNat(links, settings.gateway_allow, settings.gateway_deny))
+    room = await TunNamespace.make(on_host=True)
+    exits.callback(room.close)
+    return _Server(program, pilots, operation, room, _HOST_TUN)
+
+
+class _Server:
+    """wireguard-go, whose tun is in `namespace` and is set up as `tun`; and the `engine` that serves what is caught.
+
+    Without an engine it is the kernel that forwards what comes.
+    """
+
+    def __init__(
+        self,
+        program: str,
+        pilots: WireguardPilots,
+        operation: Operation,
+        namespace: TunNamespace,
+        tun: TunConfig,
+        engine: PilotsEngine | None = None,
+    ) -> None:
+        self._program, self._pilots, self._operation = program, pilots, operation
+        self._namespace, self._tun, self._engine = namespace, tun, engine
+        self._resolver: HostResolver | None = None
         self._process: WireguardProcess | None = None
         self._known: dict[bytes, WireguardPilot] = {}
-
-    @classmethod
-    async def make(cls, settings: Settings, program: str, nft: str, pilots: WireguardPilots) -> _Server:
-        """Makes the namespace and begins to serve what will be caught there; raises `VpnError` or OSError."""
-        engine = host_engine(settings)
-        namespace = await TunNamespace.make()
-        try:
-            engine.serve(caught(namespace, nft, settings.hold_connects))
-        except BaseException:
-            namespace.close()
-            raise
-        return cls(program, pilots, namespace, engine)
+        self._peers: set[bytes] = set()  # those of them that the device takes
+        self._restarted_until = 0.0
+        self._is_shut = False
+        self._turn = asyncio.Lock()  # of those that tell wireguard-go, or ask it
 
     async def start(self, private_key: bytes, port: int) -> None:
         """Starts wireguard-go with its key, at its port, for the pilots that there are; raises `VpnError`, OSError."""
         self._private_key, self._port = private_key, port
+        async with self._turn:
+            await self._start()
+
+    async def _start(self) -> None:
         process = WireguardProcess(await self._namespace.start_wireguard_go(self._program, _LINK), "pilots")
         self._process = process
         self._pilots.changed()
         self._known = {pilot.public_key: pilot for pilot in self._pilots.list()}
-        self._engine.know(self._known.values())
-        await process.device.configure(private_key, [pilot.peer() for pilot in self._known.values()], port)
-        await self._namespace.configure(_LINK, _TUN)
+        self._tell_engine()
+        self._peers = self._admitted()
+        await process.device.configure(
+            self._private_key, [self._known[key].peer() for key in self._peers], self._port
+        )
+        await self._namespace.configure(_LINK, self._tun)
+        if self._tun.addresses and self._resolver is None:
+            self._resolver = HostResolver(self._tun.addresses)
 
-    async def serve(self, stop: asyncio.Event) -> None:
-        """Serves until `stop`; raises `VpnError` when the namespace is lost."""
-        stopped = asyncio.ensure_future(stop.wait())
-        tasks = [asyncio.ensure_future(work) for work in (
-            self._engine.run(_tell), self._keep_running(), self._keep_pilots(), self._namespace.lost(),
-        )]  # fmt: skip
+    def _tell_engine(self) -> None:
+        if self._engine is not None:
+            self._engine.know(self._known.values())
+
+    async def shut(self) -> None:
+        """Counts the sessions that there are; when it returns, nobody else can shake hands any more."""
+        while True:
+            try:
+                async with self._turn:
+                    await self._count()
+                    self._is_shut = True
+                    await self._tell_device()
+                return
+            except OSError:  # it has died, and is being started again
+                await asyncio.sleep(_RESTART_SECONDS)
+
+    def _admitted(self) -> set[bytes]:
+        """The keys of those that may shake hands: all, unless it is shut."""
+        if not self._is_shut:
+            return set(self._known)
+        return {key for key in self._known if key in self._operation.sessions}
+
+    async def serve(self) -> None:
+        """Serves until it is told to end; raises `VpnError` when the namespace is lost."""
+        stopped = asyncio.ensure_future(self._operation.stop.wait())
+        works: list[Coroutine[Any, Any, None]] = [
+            self._keep_running(), self._keep_pilots(), self._namespace.lost(), self._operation.run(),
+        ]  # fmt: skip
+        if self._engine is not None:
+            works.append(self._engine.run(_tell))
+        tasks = [asyncio.ensure_future(work) for work in works]
         try:
             futures: list[asyncio.Future[Any]] = [stopped, *tasks]
             await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
@@ -130,7 +203,8 @@ class _Server:
                 if task.done():
                     task.result()
                     raise NamespacesUnavailable("the gateway's namespace was lost", "start it again")
-            await self._engine.finish()
+            if self._engine is not None:
+                await self._engine.finish()
         finally:
             stopped.cancel()
             for task in tasks:
@@ -145,33 +219,55 @@ class _Server:
             log.error("wireguard-go died and is started again")
             self._process.end()
             await asyncio.sleep(_RESTART_SECONDS)
+            self._restarted_until = time.monotonic() + _RESTARTED_SECONDS
             await self.start(self._private_key, self._port)
 
     async def _keep_pilots(self) -> None:
-        """Tells wireguard-go of pilots that were added or revoked."""
+        """Tells wireguard-go of pilots that were added or revoked, and asks it about their sessions."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             try:
-                if not self._pilots.changed():
-                    continue
-                now = {pilot.public_key: pilot for pilot in self._pilots.list()}
+                if self._pilots.changed():
+                    now = {pilot.public_key: pilot for pilot in self._pilots.list()}
+                    for key in self._known.keys() - now.keys():
+                        log.info("pilot=%s is revoked", self._known[key].name)
+                    self._known = now
+                    self._tell_engine()
             except VpnError as error:
                 log.error("%s", error)
-                continue
-            assert self._process is not None
             with suppress(OSError):  # it has died, and will be told everything
-                for key in self._known.keys() - now.keys():
-                    await self._process.device.remove(key)
-                    log.info("pilot=%s is revoked", self._known[key].name)
-                for key in now.keys() - self._known.keys():
-                    await self._process.device.add(now[key].peer())
-                self._known = now
-                self._engine.know(now.values())
+                async with self._turn:
+                    await self._tell_device()
+                    await self._count()
+
+    async def _tell_device(self) -> None:
+        assert self._process is not None
+        admitted, device = self._admitted(), self._process.device
+        for key in self._peers - admitted:
+            await device.remove(key)
+        for key in admitted - self._peers:
+            await device.add(self._known[key].peer())
+        self._peers = admitted
+
+    async def _count(self) -> None:
+        assert self._process is not None
+        oldest = time.time() - _SESSION_SECONDS
+        readings = []
+        for state in await self._process.device.peers():
+            if (pilot := self._known.get(state.public_key)) is not None:
+                address = str(pilot.addresses[0])
+                # One that was just started anew knows of no handshake yet.
+                restarted = time.monotonic() < self._restarted_until and state.public_key in self._operation.sessions
+                live, source = state.last_handshake > oldest or restarted, state.endpoint or "-:0"
+                both = state.received_bytes, state.sent_bytes
+                readings.append(Reading(pilot.public_key, pilot.name, source, address, *both, live))
+        self._operation.sessions.told(readings, {pilot.name for pilot in self._known.values()})
 
     def close(self) -> None:
+        if self._resolver is not None:
+            self._resolver.close()
         if self._process is not None:
             self._process.end()
-        self._namespace.close()
 
 
 def _must_be_free(port: int) -> None:

@@ -39,7 +39,7 @@ with ThreadPoolExecutor(16) as pool:
 """
 
 PATIENCE = (
-    "import sys; from htcondor_vpn.tunnel.carriers import gateways; gateways.FLOW_SECONDS = 2.0\n"
+    "import sys; from htcondor_vpn.tunnel.carriers import gateway_connections; gateway_connections.FLOW_SECONDS = 2.0\n"
     "from htcondor_vpn.cli.main import main; sys.exit(main())"
 )
 

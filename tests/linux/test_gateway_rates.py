@@ -28,6 +28,7 @@ async def rates(counts, settle_seconds=2.0, seconds=4.0):
     return {pilot: (count - before[pilot]) * 8 / 1e6 / elapsed for pilot, count in counts.items()}
 
 
+@pytest.mark.alone
 def test_pilots_with_different_numbers_of_flows_share_a_limit(site, start):
     gateway, client = start(DOWN_MBPS=60, PILOT_RATES="slow=5")
     tokens = {name: gateway.token("add", name).strip() for name in ("one", "four", "nine", "slow")}

@@ -1,5 +1,6 @@
 """A gateway's key is changed while pilots run."""
 
+import contextlib
 import json
 import sys
 
@@ -62,31 +63,70 @@ def rotate(gateway, step):
     return gateway.host.run(argv, check=True).stdout
 
 
-def test_pilots_with_both_pins_do_not_notice(site, services, tmp_path):
+@contextlib.contextmanager
+def working(site, gateway, tmp_path, pins):
+    """A pilot with these pins that does WORK, and did without one failure when all is over."""
+    log = tmp_path / "pilot.log"
+    log.touch()
+    argv = gateway.run_argv([sys.executable, "-c", WORK], "--pin-file", str(pins))
+    pilot = site.node.start(argv, log=log, stdin=-1)
+    wait_for_log(log, b"^working$", pilot, timeout_seconds=60)
+    yield
+    pilot.communicate(b"enough\n", timeout=60)
+    assert pilot.returncode == 0
+    counts = json.loads(log.read_text().splitlines()[-1].replace("'", '"').replace("True", "true"))
+    assert (counts["failed"], counts["stayed"]) == (0, True), log.read_text()
+    assert counts["done"] >= 10
+
+
+def wait_for_pin(site, pin):
+    """Waits until new connections get that key, of either process, each of which looks for itself."""
+    seen = 0
+    while seen < 8:
+        seen = seen + 1 if pin_at(site) == pin else 0
+
+
+@pytest.fixture
+def gateway(site, services, tmp_path):
     config = tmp_path / "gateway.conf"
     config.write_text("HTCONDOR_VPN_GATEWAY_WORKERS = 2\n")
     with SiteGateway(site.dmz, tmp_path / "gateway", "--config", str(config)) as gateway:
-        old_pins, both_pins, log = tmp_path / "old.pin", tmp_path / "both.pin", tmp_path / "pilot.log"
-        old_pins.write_bytes(gateway.pin_file.read_bytes())
-        rotate(gateway, "--prepare")
-        both_pins.write_bytes(gateway.pin_file.read_bytes())
-        following = both_pins.read_text().split()[1]
-        log.touch()
-        argv = gateway.run_argv([sys.executable, "-c", WORK], "--pin-file", str(both_pins))
-        pilot = site.node.start(argv, log=log, stdin=-1)
-        wait_for_log(log, b"^working$", pilot, timeout_seconds=60)
+        yield gateway
+
+
+def test_pilots_with_both_pins_do_not_notice(site, gateway, tmp_path):
+    old_pins, both_pins = tmp_path / "old.pin", tmp_path / "both.pin"
+    old_pins.write_bytes(gateway.pin_file.read_bytes())
+    rotate(gateway, "--prepare")
+    both_pins.write_bytes(gateway.pin_file.read_bytes())
+    following = both_pins.read_text().split()[1]
+    with working(site, gateway, tmp_path, both_pins):
         assert following in rotate(gateway, "--activate")
-        seen = 0
-        while seen < 8:  # of either process, each of which looks for itself
-            seen = seen + 1 if pin_at(site) == following else 0
-        pilot.communicate(b"enough\n", timeout=60)
-        assert pilot.returncode == 0
-        counts = json.loads(log.read_text().splitlines()[-1].replace("'", '"').replace("True", "true"))
-        assert (counts["failed"], counts["stayed"]) == (0, True), log.read_text()
-        assert counts["done"] >= 10
-        late = site.node.run(gateway.run_argv(["true"], "--pin-file", str(old_pins)))
-        assert (late.returncode, late.stderr.count("\n")) == (76, 1)
-        assert "ship its new gateway.pin" in late.stderr
-        assert site.node.run(gateway.run_argv(["true"], "--pin-file", str(both_pins))).returncode == 0
-        assert gateway.pin_file.read_text() == f"{following}\n"
-        assert "is not used" not in gateway.log.read_text()
+        wait_for_pin(site, following)
+    late = site.node.run(gateway.run_argv(["true"], "--pin-file", str(old_pins)))
+    assert (late.returncode, late.stderr.count("\n")) == (76, 1)
+    assert "ship its new gateway.pin" in late.stderr
+    assert site.node.run(gateway.run_argv(["true"], "--pin-file", str(both_pins))).returncode == 0
+    assert gateway.pin_file.read_text() == f"{following}\n"
+    assert "is not used" not in gateway.log.read_text()
+
+
+def test_running_pilots_learn_of_the_new_key(site, gateway, tmp_path):
+    """They began with the old pin alone, and end with the new one alone."""
+    pins = tmp_path / "running.pin"
+    pins.write_bytes(gateway.pin_file.read_bytes())
+    with working(site, gateway, tmp_path, pins):
+        rotate(gateway, "--prepare")
+        renew(pins, gateway)
+        following = pins.read_text().split()[1]
+        rotate(gateway, "--activate")
+        wait_for_pin(site, following)
+        renew(pins, gateway)
+        assert pins.read_text().split() == [following]
+        wait_for_pin(site, following)  # and in that time the pilot has made new connections
+
+
+def renew(pins, gateway):
+    new = pins.with_name("new.pin")
+    new.write_bytes(gateway.pin_file.read_bytes())
+    new.replace(pins)

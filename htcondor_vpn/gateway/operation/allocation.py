@@ -6,35 +6,15 @@ Nothing is reserved: what one does not use is the others' (work-conserving). It 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable
 
+from htcondor_vpn.fair_shares import Claim, fair_shares
 from htcondor_vpn.gateway.operation.shares import Need, Rates
 
 #: How often it is decided anew, seconds.
 PERIOD_SECONDS = 0.1
 #: Who was not held up gets somewhat more than it used, so as to show when it wants more. In bytes a second at least.
 _HEADROOM, _LEAST_HEADROOM = 1.05, 32 * 1024
-
-
-class Claim(NamedTuple):
-    """One claimant: its weight against the others', and the most that it can use (math.inf: all that there is)."""
-
-    weight: float
-    most: float
-
-
-def fair_shares(capacity: float, claims: Sequence[Claim]) -> list[float]:
-    """Divides `capacity` by weights so that nobody gets more than it can use while another wants more (max-min)."""
-    shares = [0.0] * len(claims)
-    left, weight = capacity, sum(claim.weight for claim in claims)
-    for index in sorted(range(len(claims)), key=lambda index: claims[index].most / claims[index].weight):
-        claim = claims[index]
-        fair = math.inf if math.isinf(left) else left * claim.weight / weight
-        shares[index] = min(claim.most, fair)
-        left -= 0.0 if math.isinf(left) else shares[index]
-        weight -= claim.weight
-    return shares
 
 
 class Allocator:

@@ -11,6 +11,7 @@ import select
 import sqlite3
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +35,19 @@ def keep_ledger(folder: Path, keep_seconds: float, keep_flows: int, channel: Cha
     poll.register(channel, select.POLLIN)
     told = None
     while True:
-        readable = poll.poll(_WRITE_SECONDS * 1000)
-        if readable:
-            received = channel.receive()
-            if received is None:
-                keeper.write()
-                return
-            keeper.take(received[0])
         if time.monotonic() >= keeper.due:
             keeper.write()
             state = keeper.state()
             if state != told:
                 told = state
-                channel.send({"ledger": state})
+                with suppress(BrokenPipeError):  # the end is seen below, when all is written
+                    channel.send({"ledger": state})
+        if poll.poll(_WRITE_SECONDS * 1000):
+            received = channel.receive()
+            if received is None:
+                keeper.write()
+                return
+            keeper.take(received[0])
 
 
 class Keeper:

@@ -146,8 +146,8 @@ class Parent:
             log.error("there are %d processes: no further one is started until one of them has ended", COLUMNS)
             self._loop.after(_LAST_PAUSE_SECONDS, self._start_worker)
             return
-        seats, listeners = self._equipment.seats, self._equipment.listeners
-        keep = [seats.descriptor, *(listener.fileno() for listener in listeners)]
+        shared, listeners = (self._equipment.seats, self._equipment.allowances), self._equipment.listeners
+        keep = [*(each.descriptor for each in shared), *(listener.fileno() for listener in listeners)]
         try:
             child = fork_child("worker", lambda channel: work(self._equipment, column, channel), (), keep)
         except OSError as error:

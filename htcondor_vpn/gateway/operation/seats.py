@@ -1,26 +1,21 @@
 """How many connections there are, in total and of each pilot, counted over all processes of a gateway.
 
 The counts lie in memory that the processes share, one column for each process, so that a process that dies takes its
-own with it. A record lock (fcntl(2)), which the kernel releases at its holder's death, makes a limit exact.
+own with it. A lock makes a limit exact.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import mmap
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+
+from htcondor_vpn.gateway.operation.shared_rows import KEY_BYTES, ROWS, key_of, locked, window
 
 #: How many processes may share the counts, those of former generations that still have flows included.
 COLUMNS = 64
-_ROWS = 16384
-_KEY_BYTES = 16
-#: Where a name's row may be, from the place on that its digest tells.
-_WINDOW = 32
-_CELLS = (1 + _ROWS) * COLUMNS  # the first row is the total
-_BYTES = _CELLS * 4 + _ROWS * _KEY_BYTES
+_CELLS = (1 + ROWS) * COLUMNS  # the first row is the total
+_BYTES = _CELLS * 4 + ROWS * KEY_BYTES
 
 
 class Seats:
@@ -52,7 +47,7 @@ class Seats:
     def of(self, name: str) -> int:
         """How many connections are bound to `name`."""
         with self._locked():
-            row = self._row(_key(name))
+            row = self._row(key_of(name))
             return 0 if row is None else self._sum(row)
 
     def enter(self, column: int, step: int = 1) -> None:
@@ -65,7 +60,7 @@ class Seats:
 
     def bind(self, column: int, name: str, limit: int) -> bool:
         """Counts a connection as one of `name`, unless it has `limit` already; returns whether it did."""
-        key = _key(name)
+        key = key_of(name)
         with self._locked():
             row = self._row(key)
             if row is None:
@@ -80,7 +75,7 @@ class Seats:
     def unbind(self, column: int, name: str) -> None:
         """Counts off what `bind` has counted."""
         with self._locked():
-            row = self._row(_key(name))
+            row = self._row(key_of(name))
             assert row is not None
             self._counts[row * COLUMNS + column] -= 1
 
@@ -92,36 +87,26 @@ class Seats:
                     self._counts[cell] = 0
 
     def _row(self, key: bytes) -> int | None:
-        return next((row for row in _window(key) if self._key_of(row) == key), None)
+        return next((row for row in _rows(key) if self._key_of(row) == key), None)
 
     def _free_row(self, key: bytes) -> int | None:
-        for row in _window(key):
+        for row in _rows(key):
             if not self._sum(row):
-                place = (row - 1) * _KEY_BYTES
-                self._keys[place : place + _KEY_BYTES] = key
+                place = (row - 1) * KEY_BYTES
+                self._keys[place : place + KEY_BYTES] = key
                 return row
         return None
 
     def _key_of(self, row: int) -> memoryview:
-        place = (row - 1) * _KEY_BYTES
-        return self._keys[place : place + _KEY_BYTES]
+        place = (row - 1) * KEY_BYTES
+        return self._keys[place : place + KEY_BYTES]
 
     def _sum(self, row: int) -> int:
         return sum(self._counts[row * COLUMNS : (row + 1) * COLUMNS])
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        fcntl.lockf(self.descriptor, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.lockf(self.descriptor, fcntl.LOCK_UN)
+    def _locked(self) -> AbstractContextManager[None]:
+        return locked(self.descriptor)
 
 
-def _key(name: str) -> bytes:
-    return hashlib.blake2b(name.encode(), digest_size=_KEY_BYTES).digest()
-
-
-def _window(key: bytes) -> Iterator[int]:
-    first = int.from_bytes(key[:4], "little")
-    return ((first + step) % _ROWS + 1 for step in range(_WINDOW))
+def _rows(key: bytes) -> list[int]:
+    return [row + 1 for row in window(key)]

@@ -13,6 +13,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
+from htcondor_vpn.gateway.operation.allowances import Allowances
 from htcondor_vpn.gateway.operation.listening import name_of
 from htcondor_vpn.gateway.operation.seats import Seats
 from htcondor_vpn.gateway.operation.shares import Shares
@@ -41,7 +42,8 @@ _RENEW_SECONDS = 1.0
 class Gateway:
     """Made inside a running loop. `serve` runs until `stop`; a second `stop` ends what still goes on.
 
-    `seats` counts its connections, in `column`, together with those of other processes that serve the same sockets.
+    `seats` counts its connections, in `column`, together with those of other processes that serve the same sockets, and
+    `allowances` what its pilots have sent.
     """
 
     def __init__(
@@ -56,14 +58,16 @@ class Gateway:
         seats: Seats | None = None,
         column: int = 0,
         shares: Shares | None = None,
+        allowances: Allowances | None = None,
     ) -> None:
+        seats = seats or Seats()
         roster = Roster(limits, gatekeeper, seats, column, shares)
         connector = Connector(policy, Names(), limits.connect_seconds)
         resources = OwnResources(
             families or Families(policy if isinstance(policy, PublicPolicy) else PublicPolicy()),
             resolver or Resolver(),
             roster.standing,
-            Echoes(connector),
+            Echoes(connector, allowances or Allowances(), seats, column),
         )
         self._strangers = Strangers(limits.strangers_per_address, limits.strangers, limits.handshakes_per_second)
         self._services = Services(tls, limits, gatekeeper, roster, connector, resources)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from ipaddress import ip_address
 
 from htcondor_vpn.errors import ConfigError
+from htcondor_vpn.gateway.operation.allowances import Allowances
 from htcondor_vpn.gateway.operation.inheritance import Inheritance, inherited, only_checks
 from htcondor_vpn.gateway.operation.listening import listen, name_of, raise_descriptor_limit, within_memory
 from htcondor_vpn.gateway.operation.parent import Parent
@@ -73,7 +74,8 @@ def run(settings: Settings, announce: Callable[[str], None]) -> None:
         announce(found.pin)
         announce("ready")
 
-    Parent(Equipment(settings, tls, limits, rates(settings), workers, seats, listeners), tell, former).run()
+    equipment = Equipment(settings, tls, limits, rates(settings), workers, seats, Allowances(), listeners)
+    Parent(equipment, tell, former).run()
 
 
 def rates(settings: Settings) -> Rates:

@@ -6,18 +6,17 @@ Both are messages over a channel, of which either side may leave out or not know
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import mmap
 import signal
 import socket
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from htcondor_vpn.gateway.operation.allocation import PERIOD_SECONDS
+from htcondor_vpn.gateway.operation.allowances import Allowances
 from htcondor_vpn.gateway.operation.seats import Seats
 from htcondor_vpn.gateway.operation.server import Gateway
 from htcondor_vpn.gateway.operation.shares import Rates, Shares
@@ -27,6 +26,7 @@ from htcondor_vpn.gateway.serving.roster import Limits
 from htcondor_vpn.gateway.serving.standing import Standing
 from htcondor_vpn.gateway.trust.admission import gatekeeper
 from htcondor_vpn.gateway.trust.renewal import ServerTls
+from htcondor_vpn.linux.async_channel import AsyncChannel
 from htcondor_vpn.linux.channel import MAX_BYTES, Channel
 from htcondor_vpn.linux.namespaces import die_with_parent
 from htcondor_vpn.settings import Settings
@@ -46,6 +46,7 @@ class Equipment:
     rates: Rates
     processes: int
     seats: Seats
+    allowances: Allowances
     listeners: Sequence[socket.socket]
 
 
@@ -61,6 +62,7 @@ async def _serve(equipment: Equipment, column: int, channel: Channel) -> None:
         gateway = Gateway(
             equipment.tls, keeper, PublicPolicy(settings.gateway_allow, settings.gateway_deny), equipment.limits,
             seats=equipment.seats, column=column, shares=Shares(equipment.rates, equipment.processes),
+            allowances=equipment.allowances,
         )  # fmt: skip
         parent = _Parent(gateway, channel)
         parent.say({"ready": True})
@@ -79,22 +81,15 @@ class _Parent:
     """The worker's end of the channel."""
 
     def __init__(self, gateway: Gateway, channel: Channel) -> None:
-        self._gateway, self._channel = gateway, channel
-        self._waiting: deque[dict[str, Any]] = deque()
-        channel.sock.setblocking(False)
-        asyncio.get_running_loop().add_reader(channel, self._hear)
+        self._gateway = gateway
+        self._channel = AsyncChannel(channel, self._hear, self._gone, _MAX_WAITING)
 
-    def _hear(self) -> None:
-        try:
-            received = self._channel.receive()
-        except BlockingIOError:
-            return
-        if received is None:  # it is gone, and we go
-            asyncio.get_running_loop().remove_reader(self._channel)
-            self._gateway.stop()
-            self._gateway.stop()
-            return
-        message, _ = received
+    def _gone(self) -> None:
+        """The parent is gone, and we go."""
+        self._gateway.stop()
+        self._gateway.stop()
+
+    def _hear(self, message: dict[str, Any], _: list[int]) -> None:
         if "rates" in message:
             self._gateway.roster.shares.set_rates(message["rates"])
         if "standing" in message:
@@ -106,16 +101,7 @@ class _Parent:
 
     def say(self, message: dict[str, Any]) -> None:
         """Sends a message, now or when the parent takes it again."""
-        self._waiting.append(message)
-        if len(self._waiting) > _MAX_WAITING:
-            self._waiting.popleft()
-        self._flush()
-
-    def _flush(self) -> None:
-        with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
-            while self._waiting:
-                self._channel.send(self._waiting[0])
-                self._waiting.popleft()
+        self._channel.send(message)
 
     async def report_on(self) -> None:
         """Reports every second; runs until cancelled."""
@@ -154,9 +140,8 @@ class _Parent:
 
     def last_words(self) -> None:
         """Tells what there is still to tell, though it take the parent a moment to hear it."""
-        self._channel.sock.settimeout(REPORT_SECONDS)
-        with contextlib.suppress(OSError):
-            self._report(progress=True)
+        self._report(progress=True)
+        self._channel.flush(REPORT_SECONDS)
 
 
 def _memory_bytes() -> int:

@@ -1,14 +1,16 @@
 """Echo requests (ping) on a pilot's behalf: to where it may connect to, and no more of them than a person would send.
 
-A pilot has an allowance of its own, so that a gateway cannot be made to scan networks or to flood a host.
+A pilot has an allowance of its own, over all processes of the gateway, so that a gateway cannot be made to scan
+networks or to flood a host.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
 
+from htcondor_vpn.gateway.operation.allowances import Allowances
+from htcondor_vpn.gateway.operation.seats import Seats
 from htcondor_vpn.gateway.serving.connector import Connector
 from htcondor_vpn.special_addresses import Address
 from htcondor_vpn.wire.unreachable import Unreachable
@@ -21,36 +23,34 @@ PACKET_BYTES = 1400
 #: How many may be unanswered in all.
 MAX_UNANSWERED = 500
 
-#: Allowances that are kept. One that is full again need not be.
-_KEPT = 10_000
+#: Under which name they are counted; no pilot's can be that.
+_UNANSWERED = "\0unanswered echo requests"
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class _Allowance:
-    left: float
-    since: float
-
-
 class Echoes:
-    """Sends echo requests where `connector` may connect to."""
+    """Sends echo requests where `connector` may connect to.
 
-    def __init__(self, connector: Connector) -> None:
-        self._connector = connector
-        self._allowances: dict[str, _Allowance] = {}
-        self._unanswered = 0
+    `allowances` and `seats` are those of all processes of the gateway, of which this one has `column`.
+    """
+
+    def __init__(self, connector: Connector, allowances: Allowances, seats: Seats, column: int = 0) -> None:
+        self._connector, self._allowances = connector, allowances
+        self._seats, self._column = seats, column
 
     async def ask(self, pilot: str, address: Address, payload: bytes) -> bytes:
         """Returns what `address` sent back; raises `Unreachable`."""
         began, outcome = time.monotonic(), "cut"
         try:
-            self._take(pilot, 1 + len(payload) // PACKET_BYTES, began)
-            self._unanswered += 1
+            if not self._allowances.take(pilot, 1 + len(payload) // PACKET_BYTES, began, BURST, PER_SECOND):
+                raise Unreachable(429, "connection_limit_reached", "too many echo requests of this pilot")
+            if not self._seats.bind(self._column, _UNANSWERED, MAX_UNANSWERED):
+                raise Unreachable(503, "connection_limit_reached", "too many echo requests are unanswered")
             try:
                 answer = await self._connector.ping(address, payload)
             finally:
-                self._unanswered -= 1
+                self._seats.unbind(self._column, _UNANSWERED)
             outcome = "answered"
             return answer
         except Unreachable as error:
@@ -60,23 +60,3 @@ class Echoes:
             seconds = time.monotonic() - began
             log.info("echo pilot=%s to=%s bytes=%d seconds=%.3f outcome=%s", pilot, address, len(payload), seconds,
                      outcome)  # fmt: skip
-
-    def _take(self, pilot: str, packets: int, now: float) -> None:
-        if self._unanswered >= MAX_UNANSWERED:
-            raise Unreachable(503, "connection_limit_reached", "too many echo requests are unanswered")
-        allowance = self._allowances.get(pilot)
-        if allowance is None:
-            if len(self._allowances) >= _KEPT:
-                self._forget(now)
-            allowance = self._allowances[pilot] = _Allowance(BURST, now)
-        allowance.left = min(BURST, allowance.left + (now - allowance.since) * PER_SECOND)
-        allowance.since = now
-        if allowance.left < packets:
-            raise Unreachable(429, "connection_limit_reached", "too many echo requests of this pilot")
-        allowance.left -= packets
-
-    def _forget(self, now: float) -> None:
-        full_seconds = BURST / PER_SECOND
-        self._allowances = {
-            pilot: allowance for pilot, allowance in self._allowances.items() if now - allowance.since < full_seconds
-        }

@@ -133,12 +133,13 @@ def running(tmp_path):
 
     @contextlib.asynccontextmanager
     async def start(
-        *, policy=None, resolver=None, families=None, authenticators=(), client_ca=None, shares=None, **limits
+        *, policy=None, resolver=None, families=None, authenticators=(), client_ca=None, shares=None, allowances=None,
+        seats=None, column=0, **limits
     ):
         gateway = Running(tmp_path / f"gateway-{next(numbers)}")
         families = families or BothFamilies()
         options = {"resolver": resolver, "families": families, "authenticators": authenticators, "client_ca": client_ca}
-        options["shares"] = shares
+        options.update(shares=shares, allowances=allowances, seats=seats, column=column)
         await gateway.start(replace(Limits(grace_seconds=5), **limits), policy or LoopbackOnly(), **options)
         try:
             yield gateway

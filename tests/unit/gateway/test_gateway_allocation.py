@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from htcondor_vpn.gateway.operation.allocation import PERIOD_SECONDS, Allocator, Claim, fair_shares
+from htcondor_vpn.fair_shares import Claim, fair_shares
+from htcondor_vpn.gateway.operation.allocation import PERIOD_SECONDS, Allocator
 from htcondor_vpn.gateway.operation.shares import Need, Rates
 
 INF = math.inf

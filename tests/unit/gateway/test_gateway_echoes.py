@@ -5,6 +5,8 @@ import errno
 
 import pytest
 
+from htcondor_vpn.gateway.operation.allowances import Allowances
+from htcondor_vpn.gateway.operation.seats import Seats
 from htcondor_vpn.gateway.serving import connector, echoes
 
 TARGET = "/.well-known/htcondor-vpn/echo"
@@ -85,6 +87,27 @@ async def test_one_pilots_flood_is_its_own(running, sent, monkeypatch):
         assert statuses == [200] * 5 + [429] * 2
         assert (await ask(gateway, "127.0.0.2", token=bob)).status == 200
     assert len(sent) == 6
+
+
+async def test_the_limits_are_those_of_all_processes_together(running, sent, monkeypatch):
+    monkeypatch.setattr(echoes, "BURST", 5)
+    monkeypatch.setattr(echoes, "PER_SECOND", 1e-6)
+    monkeypatch.setattr(echoes, "MAX_UNANSWERED", 1)
+    shared = {"allowances": Allowances(), "seats": Seats()}
+    async with running(**shared) as one, running(**shared, column=1, connect_seconds=20) as other:
+        clients = await one.client(), await other.client()
+        statuses = [(await ask(one, "127.0.0.2", client=clients[0])).status for _ in range(3)]
+        statuses += [(await ask(other, "127.0.0.2", client=clients[1])).status for _ in range(3)]
+        assert statuses == [200] * 5 + [429]
+        sent.clear()
+        waiting = asyncio.ensure_future(ask(other, "127.0.0.6", token=other.tokens.add("bob")))
+        while not sent:
+            await asyncio.sleep(0.01)
+        assert (await ask(one, "127.0.0.2", token=one.tokens.add("carol"))).status == 503
+        shared["seats"].clear(1)  # as is done when that process has died
+        assert (await ask(one, "127.0.0.2", token=one.tokens.add("dave"))).status == 200
+        shared["seats"].bind(1, echoes._UNANSWERED, 1)
+        waiting.cancel()
 
 
 async def test_a_long_one_is_several(running, sent, monkeypatch):

@@ -2,6 +2,7 @@
 
 import sqlite3
 import stat
+import threading
 import time
 from contextlib import closing
 
@@ -10,8 +11,9 @@ import pytest
 from htcondor_vpn.errors import GatewayFolderError
 from htcondor_vpn.gateway.operation import ledger_process
 from htcondor_vpn.gateway.operation.ledger import FILE, Ledger, sums
-from htcondor_vpn.gateway.operation.ledger_process import Keeper
+from htcondor_vpn.gateway.operation.ledger_process import Keeper, keep_ledger
 from htcondor_vpn.gateway.serving.flows import Record
+from htcondor_vpn.linux.channel import Channel
 
 DAY = 86400.0
 
@@ -66,6 +68,18 @@ def test_what_is_too_much_is_deleted_from_the_oldest_on(tmp_path):
 def test_a_missing_ledger_is_told(tmp_path):
     with pytest.raises(GatewayFolderError, match="cannot be read"):
         sums(tmp_path, "pilot")
+
+
+def test_a_gateway_that_has_just_started_has_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger_process, "_WRITE_SECONDS", 60.0)
+    parent, child = Channel.pair()
+    keeper = threading.Thread(target=keep_ledger, args=(tmp_path, DAY, 1000, child))
+    keeper.start()
+    assert parent.receive() == ({"ledger": {"waiting": 0, "lost": 0, "error": ""}}, [])
+    assert sums(tmp_path, "pilot") == []
+    parent.sock.close()
+    keeper.join()
+    child.sock.close()
 
 
 def test_what_an_earlier_gateway_left_open_is_ended(tmp_path):

@@ -11,6 +11,7 @@ from signing import Authority
 from htcondor_vpn.errors import GatewayUntrusted, TokenRefused, TokenUnusable
 from htcondor_vpn.gateway.operation.listening import listen
 from htcondor_vpn.gateway.trust.client_certificate import ClientCertificates
+from htcondor_vpn.tunnel.carriers.gateway_connections import GatewayConnections
 from htcondor_vpn.tunnel.carriers.gateways import Gateway
 from htcondor_vpn.wire.tls import TlsStream
 from htcondor_vpn.wire.trust import Trust
@@ -32,12 +33,12 @@ def ca_file(ca, tmp_path):
 
 @contextlib.asynccontextmanager
 async def pilot_of(running, trust, token=None, port=None):
-    pilot = Gateway("127.0.0.1", port or running.port, trust, token)
+    pilot = Gateway(GatewayConnections("127.0.0.1", port or running.port, trust, token))
     try:
         yield pilot
     finally:
         pilot.forget()
-        await asyncio.gather(*pilot._ready._making, return_exceptions=True)
+        await asyncio.gather(*pilot.connections._ready._making, return_exceptions=True)
 
 
 @pytest.mark.parametrize("known_by", ["pin", "CA"])

@@ -10,7 +10,7 @@ import pytest
 
 from htcondor_vpn.errors import GatewayUntrusted
 from htcondor_vpn.tunnel.carriers import ready
-from htcondor_vpn.tunnel.carriers.gateways import Gateway
+from htcondor_vpn.tunnel.carriers.gateway_connections import GatewayConnections
 from htcondor_vpn.wire.tls import TlsStream
 
 LOOPBACK = IPv4Address("127.0.0.1")
@@ -25,7 +25,7 @@ async def eventually(condition, seconds=20.0):
 
 @contextlib.asynccontextmanager
 async def pilot_of(running):
-    pilot = Gateway("127.0.0.1", running.port, running.trust, lambda: running.token)
+    pilot = GatewayConnections("127.0.0.1", running.port, running.trust, lambda: running.token)
     try:
         yield pilot
     finally:
@@ -63,7 +63,8 @@ async def test_sessions_are_resumed_and_the_key_is_checked_all_the_same(running,
         assert second.peer_certificate == first.peer_certificate
         for stream in (first, second):
             stream.abort()
-        pilot._trust._pins, pilot._trust._known = frozenset(["pin-sha256:" + "A" * 43 + "="]), {}
+        others = ("pin-sha256:" + "A" * 43 + "=",)
+        pilot.trust._get_pins, pilot.trust._pins, pilot.trust._known = lambda: others, others, {}
         with pytest.raises(GatewayUntrusted):
             await pilot.connect()
 
@@ -75,7 +76,7 @@ async def test_a_gateway_that_has_forgotten_the_session_is_none_the_worse(runnin
         session, _ = pilot._session
         async with running() as other:
             sock = await other.raw()
-            stream = await TlsStream.client(sock, pilot._trust.context, None, session)
+            stream = await TlsStream.client(sock, pilot.trust.context, None, session)
             assert not stream.tls.session_reused
             stream.abort()
 

@@ -10,7 +10,9 @@ from htcondor_vpn.errors import GatewayUntrusted
 from htcondor_vpn.gateway.trust.credentials import activate_rotation, given_credentials, pin_of, prepare_rotation
 from htcondor_vpn.gateway.trust.folder import open_folder
 from htcondor_vpn.gateway.trust.renewal import ServerTls
+from htcondor_vpn.tunnel.carriers.gateway_connections import GatewayConnections
 from htcondor_vpn.tunnel.carriers.gateways import Gateway
+from htcondor_vpn.wire.renewed import Renewed
 from htcondor_vpn.wire.trust import Trust, read_pins
 
 
@@ -24,8 +26,8 @@ async def test_pilots_that_know_both_keys_go_on(running, echo_port):
     async with running() as gateway, echo_port() as port:
         _, following = prepare_rotation(gateway.folder)
         pins = read_pins(gateway.folder / "gateway.pin")
-        both = Gateway("127.0.0.1", gateway.port, Trust(pins), lambda: gateway.token)
-        old = Gateway("127.0.0.1", gateway.port, Trust(pins[:1]), lambda: gateway.token)
+        both = Gateway(GatewayConnections("127.0.0.1", gateway.port, Trust(pins), lambda: gateway.token))
+        old = Gateway(GatewayConnections("127.0.0.1", gateway.port, Trust(pins[:1]), lambda: gateway.token))
         flow = await gateway.flow(port)
         await both.probe()
         await old.probe()
@@ -86,3 +88,45 @@ def test_half_of_a_renewal_is_waited_for(tmp_path, caplog):
     assert tls.context is not before
     (tmp_path / "own.key").unlink()
     tls.refresh()
+
+
+async def test_a_running_pilot_reads_its_pins_again(running, tmp_path, caplog):
+    async with running() as gateway:
+        file = tmp_path / "pins"
+        file.write_text(f"{gateway.credentials.pin}\n")
+        trust = Trust(Renewed(file, read_pins, "what it held last"))
+        pilot = Gateway(GatewayConnections("127.0.0.1", gateway.port, trust, lambda: gateway.token))
+        await pilot.probe()
+        _, following = prepare_rotation(gateway.folder)
+        file.write_text("")  # half written: no reason to trust anyone else, or nobody
+        await pilot.probe()
+        await pilot.probe()
+        assert caplog.text.count("holds no pin-sha256: line") == 1
+        renew(file, f"{gateway.credentials.pin}\n{following}\n")
+        await pilot.probe()
+        activate_rotation(gateway.folder)
+        await serves(gateway, following)
+        pilot.forget()
+        await pilot.probe()
+        pilot.forget()
+
+
+async def test_a_key_that_is_pinned_no_more_is_trusted_no_more(running, tmp_path):
+    async with running() as gateway:
+        file = tmp_path / "pins"
+        file.write_text(f"{gateway.credentials.pin}\n")
+        trust = Trust(Renewed(file, read_pins, "it"))
+        pilot = Gateway(GatewayConnections("127.0.0.1", gateway.port, trust, lambda: gateway.token))
+        await pilot.probe()
+        assert await pilot.ask("GET", "/.well-known/htcondor-vpn", (), b"")
+        renew(file, "pin-sha256:" + "A" * 43 + "=")
+        for request in (pilot.probe(), pilot.ask("GET", "/.well-known/htcondor-vpn", (), b"")):  # connections are kept
+            with pytest.raises(GatewayUntrusted):
+                await request
+        pilot.forget()
+
+
+def renew(file, text):
+    new = file.with_name("new")
+    new.write_text(text)
+    new.replace(file)

@@ -36,7 +36,7 @@ async def move(stream, direction):
             await stream.write(bytes(16384))
 
 
-async def rates_of(gateway, streams, direction="down", settle_seconds=1.0, seconds=2.5):
+async def rates_of(gateway, streams, direction="down", settle_seconds=0.5, seconds=1.5):
     """Bytes a second of each of the gateway's flows, in the order in which they began, once they have settled."""
 
     def counts():
@@ -54,6 +54,7 @@ async def rates_of(gateway, streams, direction="down", settle_seconds=1.0, secon
     return found
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("direction", "far"), [("down", source), ("up", sink)])
 async def test_a_pilots_flows_share_its_rate(running, far_side, direction, far):
     shares = Shares(Rates(pilot=(4 * MB, 4 * MB)))
@@ -65,6 +66,7 @@ async def test_a_pilots_flows_share_its_rate(running, far_side, direction, far):
             assert rate == pytest.approx(sum(found) / 5, rel=0.25)
 
 
+@pytest.mark.alone
 async def test_another_pilot_is_not_held_up(running, far_side):
     rates = Rates(pilot=(math.inf, math.inf), particular=(("al*", MB, MB),))
     async with running(shares=Shares(rates)) as gateway, far_side(source) as port:
@@ -74,6 +76,7 @@ async def test_another_pilot_is_not_held_up(running, far_side):
         assert found[1] > 2 * found[0]
 
 
+@pytest.mark.alone
 async def test_what_the_gateway_answers_itself_counts_too(running):
     async with running(shares=Shares(Rates(pilot=(MB, MB)))) as gateway:
         client = await gateway.client()

@@ -2,12 +2,14 @@
 
 from ipaddress import ip_address, ip_network
 
+from htcondor_vpn.addresses import OCSERV_V4, OCSERV_V6, PILOT_V4, PILOT_V6, WIREGUARD_V4, WIREGUARD_V6
 from htcondor_vpn.denied_destinations import denied_destinations
-from htcondor_vpn.packet_gateway.kernel_nat import own_name_servers, rules
+from htcondor_vpn.gateway.kernel_nat import Pilots, own_name_servers, rules
 
 
 def judge(allow=(), deny="", servers=()):
-    text = rules("htvj-oc", [ip_network(each) for each in allow], denied_destinations(deny), servers)
+    pilots = Pilots("ocserv", "htvj-oc", (OCSERV_V4, OCSERV_V6), servers)
+    text = rules(pilots, [ip_network(each) for each in allow], denied_destinations(deny))
     chain = text.partition("chain judge {")[2].partition("}\n    chain")[0]
     return [line.strip() for line in chain.splitlines() if line.strip(" }")]
 
@@ -30,6 +32,19 @@ def test_the_order_of_the_rules():
     places = [lines.index(line) for line in order]
     assert places == sorted(places)
     assert lines[-1] == "accept"
+
+
+def test_of_the_host_itself_only_the_resolver_may_be_asked():
+    own = (PILOT_V4, PILOT_V6)
+    text = rules(Pilots("wireguard", "htvj-wg", (WIREGUARD_V4, WIREGUARD_V6), resolver=own), (), ())
+    lines = [line.strip() for line in text.partition("chain own {")[2].splitlines()]
+    asked = "meta l4proto { tcp, udp } th dport 53 accept"
+    assert [line for line in lines if "accept" in line][1:] == [
+        f'iifname "htvj-wg*" ip daddr 198.18.0.1 {asked}', f'iifname "htvj-wg*" ip6 daddr {PILOT_V6} {asked}',
+    ]  # fmt: skip
+    assert 'iifname "htvj-wg*" goto refuse' in lines
+    assert 'ip saddr 198.18.128.0/17 oifname != "htvj-wg*" masquerade' in text
+    assert text.startswith("table inet htcondor_vpn_gateway_wireguard {")
 
 
 def test_name_servers_that_pilots_cannot_reach_are_not_told(tmp_path):
