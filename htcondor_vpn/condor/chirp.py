@@ -82,6 +82,15 @@ async def set_attributes_delayed(config: ChirpConfig, attributes: Mapping[str, V
         writer.close()
 
 
+async def is_a_starters(config: ChirpConfig) -> bool:
+    """Whether at this port listens who knows the cookie, as the starter does; set a deadline around it."""
+    try:
+        await set_attributes_delayed(config, {})
+    except ChirpError:
+        return False
+    return True
+
+
 async def _result(reader: asyncio.StreamReader, command: bytes) -> None:
     verb = command.split(b" ", 1)[0].decode()
     try:

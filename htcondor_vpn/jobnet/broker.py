@@ -1,9 +1,9 @@
 """The broker: the one process in the inner namespace that holds capabilities. It wires the jobs' networks.
 
-It answers the wrapper and the hooks on `broker.sock` (protocol.py), and is started by the supervisor, which it tells
-how many jobs there are. When the supervisor dies, nobody keeps the tunnel closed any more: the broker kills everything
-in the inner namespace and ends. When the broker dies, the links, limits and counters stay in the kernel, and the next
-broker takes the jobs over as their wrappers come back.
+It answers the wrapper and the hooks on `broker.sock` (protocol.py) and at a port (hook_port.py), and is started by the
+supervisor, which it tells how many jobs there are. When the supervisor dies, nobody keeps the tunnel closed any more:
+the broker kills everything in the inner namespace and ends. When the broker dies, the links, limits and counters stay
+in the kernel, and the next broker takes the jobs over as their wrappers come back.
 """
 
 from __future__ import annotations
@@ -17,9 +17,15 @@ import socket
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
-from htcondor_vpn.jobnet.admission import NotAllowed, require_same_user
+from htcondor_vpn.jobnet import hook_port
+from htcondor_vpn.jobnet.admission import NotAllowed
+from htcondor_vpn.jobnet.decisions import Decisions
+from htcondor_vpn.jobnet.kept_decisions import KeptDecisions
+from htcondor_vpn.jobnet.place import PilotPlace, Place
+from htcondor_vpn.jobnet.policy.names import Names
+from htcondor_vpn.jobnet.policy.policy import Policy
 from htcondor_vpn.jobnet.protocol import Connection, Message, ProtocolError
 from htcondor_vpn.jobnet.service import JobNetworks
 from htcondor_vpn.linux import ancestry
@@ -32,16 +38,18 @@ SOCKET_NAME = "broker.sock"
 
 _REQUEST_SECONDS = 10.0
 _MOST_CONNECTIONS = 1024
-_BACKLOG = 256
+BACKLOG = 256
 
+_Receiver = Callable[[Connection], Coroutine[Any, Any, Optional[tuple[Peer, Message]]]]
 _Handler = Callable[[Connection, Peer, Message], Coroutine[Any, Any, None]]
 
 
-def serve(control: socket.socket, settings: Settings, run_dir: Path) -> None:
+def serve(control: socket.socket, settings: Settings, run_dir: Path, policy: Policy, memory: int) -> None:
     """Serves until `control` (SOCK_SEQPACKET, JSON messages) ends, which means that the pilot ends, or that
     its supervisor died.
 
     Call it in a process of its own, inside the inner user and network namespaces with all capabilities there. The
+    `policy` decides for the jobs; `memory` is the descriptor of a file that is kept for the next broker. The
     supervisor sends `{"families": […]}`; it gets `{"ready": true}` once and `{"jobs": n}` when that changes. Raises
     OSError when the socket or the namespaces cannot be used.
     """
@@ -49,8 +57,12 @@ def serve(control: socket.socket, settings: Settings, run_dir: Path) -> None:
 
     async def until_the_end() -> None:
         # Made inside the loop: below Python 3.10 an asyncio.Event belongs to the loop that it finds when it is made.
-        await Broker(control, settings, run_dir, inner).run()
+        place = PilotPlace(settings, run_dir, inner)
+        broker = Broker(control, settings, run_dir, place, policy, memory)
+        broker.listen(hook_port.listen(BACKLOG), hook_port.receive)
+        await broker.run()
 
+    policy.open()
     asyncio.run(until_the_end())
     killed = ancestry.kill_within(inner, spare={os.getpid()})
     log.info("the pilot ends: killed %d processes inside", killed)
@@ -62,45 +74,75 @@ def _own_user_namespace() -> ancestry.Identity:
 
 
 class Broker:
-    """The socket, the supervisor's channel, and the connections; `JobNetworks` does what they ask for."""
+    """The socket, the channel to who has it run, and the connections; `JobNetworks` does what they ask for.
 
-    def __init__(self, control: socket.socket, settings: Settings, run_dir: Path, inner: ancestry.Identity) -> None:
-        self._control = control
-        self._path = run_dir / SOCKET_NAME
-        self._networks = JobNetworks(settings, run_dir, inner, self._tell_jobs)
+    The socket is for every account if `public`: then it is the place that tells whom it serves.
+    """
+
+    def __init__(
+        self,
+        control: socket.socket,
+        settings: Settings,
+        run_dir: Path,
+        place: Place,
+        policy: Policy,
+        memory: int,
+        public: bool = False,
+    ) -> None:
+        self._control, self._place = control, place
+        self._path, self._mode = run_dir / SOCKET_NAME, 0o666 if public else 0o600
+        self._policy, self._policy_lives = policy, True
+        decisions = Decisions(policy, KeptDecisions(memory, policy.restored), Names(), place.networks)
+        self.networks = JobNetworks(settings, run_dir, place, decisions, self._tell_jobs)
         self._handlers: dict[str, _Handler] = {
-            "prepare": self._networks.prepare,
-            "update": self._networks.update,
-            "start": self._networks.start,
-            "resume": self._networks.resume,
-            "join": self._networks.join,
+            "prepare": self.networks.prepare,
+            "update": self.networks.update,
+            "start": self.networks.start,
+            "resume": self.networks.resume,
+            "join": self.networks.join,
         }
         self._connections: set[asyncio.Task[None]] = set()
         self._ended = asyncio.Event()
+        self._doors: list[tuple[socket.socket, _Receiver]] = []
+
+    def listen(self, listener: socket.socket, receive: _Receiver) -> None:
+        """Has `run` serve one more listening socket too."""
+        self._doors.append((listener, receive))
 
     async def run(self) -> None:
-        """Serves until the supervisor's channel ends."""
+        """Serves until the supervisor's channel ends; raises RuntimeError when nobody decides for jobs any more."""
         loop = asyncio.get_running_loop()
         self._control.setblocking(False)
-        self._networks.open()
-        listener = self._listen()
+        self.networks.open()
+        self._policy.watch(self._policy_died)
+        doors = [(self._listen(), self._receive), *self._doors]
         try:
             loop.add_reader(self._control.fileno(), self._hear_supervisor)
-            loop.add_reader(listener.fileno(), self._accept, listener)
+            for listener, receive in doors:
+                loop.add_reader(listener.fileno(), self._accept, listener, receive)
             self._tell_supervisor({"ready": True})
             await self._ended.wait()
+            if not self._policy_lives:
+                raise RuntimeError("the policy's process was killed")  # the next broker makes another one
+            self._policy.close()
+            self.networks.close()
         finally:
             loop.remove_reader(self._control.fileno())
-            loop.remove_reader(listener.fileno())
-            listener.close()
+            for listener, _ in doors:
+                loop.remove_reader(listener.fileno())
+                listener.close()
+
+    def _policy_died(self) -> None:
+        self._policy_lives = False
+        self._ended.set()
 
     def _listen(self) -> socket.socket:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         with suppress(FileNotFoundError):
             self._path.unlink()
         listener.bind(str(self._path))
-        self._path.chmod(0o600)
-        listener.listen(_BACKLOG)
+        self._path.chmod(self._mode)
+        listener.listen(BACKLOG)
         listener.setblocking(False)
         return listener
 
@@ -116,8 +158,8 @@ class Broker:
             self._ended.set()
             return
         message = json.loads(data)
-        if "families" in message:
-            self._networks.families = frozenset(message["families"])
+        if "families" in message and isinstance(self._place, PilotPlace):
+            self._place.families = frozenset(message["families"])
 
     def _tell_supervisor(self, message: object) -> None:
         try:
@@ -128,7 +170,7 @@ class Broker:
     def _tell_jobs(self, count: int) -> None:
         self._tell_supervisor({"jobs": count})
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listener: socket.socket, receive: _Receiver) -> None:
         try:
             sock, _ = listener.accept()
         except OSError as error:
@@ -139,18 +181,24 @@ class Broker:
             log.error("the broker has %d connections and takes no more", len(self._connections))
             sock.close()
             return
-        task = asyncio.ensure_future(self._serve(Connection(sock)))
+        task = asyncio.ensure_future(self._serve(Connection(sock), receive))
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
 
-    async def _serve(self, connection: Connection) -> None:
+    async def _receive(self, connection: Connection) -> tuple[Peer, Message] | None:
+        """Receives who asks and what; None at the end. Raises `NotAllowed`, `ProtocolError` and OSError."""
+        peer = peer_of(connection.socket)
+        self._place.require_account(peer)
+        message = await connection.receive()
+        return None if message is None else (peer, message)
+
+    async def _serve(self, connection: Connection, receive: _Receiver) -> None:
         """Serves one connection; whatever a client does, it ends with a line in the log at worst."""
         try:
-            peer = peer_of(connection.socket)
-            require_same_user(peer)
-            message = await asyncio.wait_for(connection.receive(), _REQUEST_SECONDS)
-            if message is None:
+            received = await asyncio.wait_for(receive(connection), _REQUEST_SECONDS)
+            if received is None:
                 return
+            peer, message = received
             handler = self._handlers.get(message.verb)
             if handler is None:
                 raise ProtocolError(f"there is no {message.verb[:20]} message")

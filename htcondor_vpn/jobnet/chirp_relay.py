@@ -7,20 +7,26 @@ import logging
 import socket
 from contextlib import suppress
 
-from htcondor_vpn.condor.chirp import ChirpConfig
+from htcondor_vpn.condor.chirp import ChirpConfig, is_a_starters
 
 log = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 64 << 10
 _MOST_CONNECTIONS = 32
+_ANSWER_SECONDS = 10.0
 
 
 class ChirpRelay:
-    """Carries connections to a listening socket inside the job's namespace on to the starter. `close` it."""
+    """Carries connections to a listening socket inside the job's namespace on to the starter. `close` it.
+
+    What says where the starter listens is a file that the job's account may write: nothing is carried before the
+    starter has shown that it knows the cookie, and so no other service on this loopback can be reached.
+    """
 
     def __init__(self, listener: socket.socket, starter: ChirpConfig) -> None:
         self._listener, self._starter = listener, starter
         self._pumps: set[asyncio.Task[None]] = set()
+        self._known: asyncio.Future[bool] | None = None
         asyncio.get_running_loop().add_reader(listener.fileno(), self._accept)
 
     def close(self) -> None:
@@ -30,6 +36,8 @@ class ChirpRelay:
             self._listener.close()
         for pump in self._pumps:
             pump.cancel()
+        if self._known is not None:
+            self._known.cancel()
 
     def _accept(self) -> None:
         try:
@@ -51,6 +59,10 @@ class ChirpRelay:
         try:
             reader, writer = await asyncio.open_connection(sock=connection)
             ends.append(writer)
+            if not await self._starter_known():
+                log.warning("port %d of %s is no starter's for chirp", self._starter.port, self._starter.host)
+                writer.transport.abort()
+                return
             far_reader, far_writer = await asyncio.open_connection(self._starter.host, self._starter.port)
             ends.append(far_writer)
             await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
@@ -63,6 +75,15 @@ class ChirpRelay:
         finally:
             if not ends:
                 connection.close()
+
+    async def _starter_known(self) -> bool:
+        if self._known is None:
+            asked = asyncio.wait_for(is_a_starters(self._starter), _ANSWER_SECONDS)
+            self._known = asyncio.ensure_future(asked)
+        try:
+            return await asyncio.shield(self._known)
+        except asyncio.TimeoutError:
+            return False
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,8 +1,9 @@
 """The job hooks: `prepare-job` (PREPARE_JOB_BEFORE_TRANSFER) and `update-job-info` (UPDATE_JOB_INFO).
 
-Each is a copy of this file in `RUN_DIR/libexec`, with the interpreter's `-IS` in its first line; the name by which it
-was started says which it is. The broker decides (protocol.py); a hook only carries the job ad there and the answer
-back. When no broker answers, `prepare-job` sends the job back to the queue: without a broker no job has its network.
+Each stands in `RUN_DIR/libexec` and runs the compiled form of this file with the interpreter's `-IS`; the name by
+which it was started says which it is. The broker decides (protocol.py); a hook only carries the job ad there and the
+answer back. When no broker answers, `prepare-job` sends the job back to the queue: without a broker no job has its
+network.
 
 What runs once per job is fast: `_socket` is what `socket` wraps, without the time that its import takes.
 """
@@ -32,13 +33,21 @@ def read_ad() -> bytes:
             chunks.append(chunk)
 
 
-def ask(path: str, verb: str, ad: bytes) -> bytes:
-    """Sends `ad` to the broker and returns its answer's text; raises OSError."""
-    body = b"\n" + ad if ad else b""
+def body_of(ad: bytes) -> bytes:
+    """What the broker gets to decide: where the starter has written the slot's ad, and the job's."""
+    machine = os.fsencode(os.environ.get("_CONDOR_MACHINE_AD", ""))
+    return b"machine " + machine + b"\n\n" + ad
+
+
+def ask(path: str, verb: str, body: bytes) -> bytes:
+    """Sends `body` to the broker and returns its answer's text; raises OSError."""
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     sock.settimeout(ANSWER_SECONDS)
     sock.connect(path)
-    sock.sendall(f"{verb} {len(body)}\n".encode() + body)
+    try:  # noqa: SIM105  contextlib takes time to import
+        sock.sendall(f"{verb} {len(body)}\n".encode() + body)
+    except BrokenPipeError:
+        pass  # a broker that refuses who asks does not wait for what; it has said why
     received = b""
     while True:
         header, end, answer = received.partition(b"\n")
@@ -71,7 +80,7 @@ def main(argv: list[str]) -> int:
     run_dir = os.path.dirname(os.path.dirname(os.path.abspath(argv[0])))
     ad = read_ad()
     try:
-        answer = ask(os.path.join(run_dir, "broker.sock"), verb, ad if verb == "prepare" else b"")
+        answer = ask(os.path.join(run_dir, "broker.sock"), verb, body_of(ad) if verb == "prepare" else b"")
     except (OSError, ValueError) as error:
         message = f"the job network's broker does not answer: {error}"
         os.write(2, f"htcondor-vpn: {message}\n".encode())

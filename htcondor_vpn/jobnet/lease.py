@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from htcondor_vpn.addresses import MAX_JOBS
 from htcondor_vpn.condor.chirp import ChirpConfig
 from htcondor_vpn.jobnet.chirp_relay import ChirpRelay
+from htcondor_vpn.jobnet.name_relay import NameRelay
+from htcondor_vpn.jobnet.policy.decision import Decision
 from htcondor_vpn.jobnet.protocol import Connection
 from htcondor_vpn.linux import ancestry
 from htcondor_vpn.linux.peers import Watched
@@ -20,7 +22,8 @@ class Lease:
     """One job network. It ends when the wrapper says so, or when wrapper or starter die.
 
     `namespace` is a descriptor of the job's network namespace, `connection` the wrapper's; it is None while a wrapper
-    that still lives has lost it, and then `grace` is how long it may. `job` is the job's name (GlobalJobId), if known.
+    that still lives has lost it, and then `grace` is how long it may. `job` is the job's name (GlobalJobId), if known,
+    `decision` what was decided for it.
     """
 
     number: int
@@ -29,7 +32,9 @@ class Lease:
     starter: Watched | None
     chirp: ChirpConfig | None = None
     job: str = ""
+    decision: Decision = Decision()
     relay: ChirpRelay | None = None
+    names: list[NameRelay] = field(default_factory=list)
     connection: Connection | None = None
     grace: asyncio.TimerHandle | None = None
     network: ancestry.Identity = field(init=False)
@@ -51,6 +56,8 @@ class Lease:
             self.grace.cancel()
         if self.relay is not None:
             self.relay.close()
+        for names in self.names:
+            names.close()
         if self.namespace >= 0:
             os.close(self.namespace)
             self.namespace = -1
@@ -66,6 +73,8 @@ class Leases:
         self._by_number: dict[int, Lease] = {}
         #: Numbers whose links exist without a lease: another broker's, or about to be deleted.
         self.without_lease: set[int] = set()
+        #: Numbers whose links are about to be made.
+        self.reserved: set[int] = set()
         self._next = 0
 
     def __len__(self) -> int:
@@ -78,7 +87,7 @@ class Leases:
         """Returns a number that is not in use, the one longest unused first; raises IndexError when there is none."""
         for step in range(MAX_JOBS):
             number = (self._next + step) % MAX_JOBS
-            if number not in self._by_number and number not in self.without_lease:
+            if not any(number in taken for taken in (self._by_number, self.without_lease, self.reserved)):
                 self._next = (number + 1) % MAX_JOBS
                 return number
         raise IndexError("all job networks are in use")

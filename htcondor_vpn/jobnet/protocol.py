@@ -1,17 +1,19 @@
 """How the wrapper and the hooks talk to the broker, over the UNIX socket `broker.sock` of the run folder.
 
+Hooks that are a shell's come in by another door (hook_port.py).
+
 A message is a line `VERB BYTES` and a body of that many bytes: lines `key value`, and after an empty line free text.
 Namespaces travel beside a message (SCM_RIGHTS). Nothing here needs more than the standard library's smallest modules,
 because the two clients (`wrapper.py`, `hook.py`), each a file of its own, are started for every job.
 
 | verb      | from    | body                                  | descriptors | answer `ok`, else `no` with `reason`   |
 |-----------|---------|---------------------------------------|-------------|----------------------------------------|
-| `prepare` | hook    | text: the job ad                      |             | text for HTCondor, as hooks print it   |
+| `prepare` | hook    | `machine`: the slot's ad; text: job's |             | text for HTCondor, as hooks print it   |
 | `update`  | hook    |                                       |             |                                        |
-| `start`   | wrapper | `chirp`; text: of the ad `Vpn…`, name | network     | `number`, `chain` (the site's wrapper) |
+| `start`   | wrapper | `chirp`, `slot`; text: `Vpn…`, name   | network     | `number`, `chain` (the site's wrapper) |
 | `failed`  | wrapper | text: why the job cannot be executed  |             |                                        |
 | `resume`  | wrapper | `number`, `starter`, `chirp`          | network     |                                        |
-| `end`     | wrapper |                                       |             | once the totals are with the starter   |
+| `end`     | wrapper |                                       |             | `flights`; the totals are in the ad    |
 | `join`    | wrapper |                                       |             | `chain`; user and network namespace    |
 
 `start` and `resume` make the connection the job's lease: it lives as long as the connection, the wrapper and the
@@ -64,7 +66,7 @@ def decode_header(line: bytes) -> tuple[str, int]:
         size = int(length) if length.isdigit() else -1
     except ValueError:
         raise ProtocolError(f"no message begins with {line[:40]!r}") from None
-    limit = LONGEST_AD_BYTES if verb == "prepare" else LONGEST_BODY_BYTES
+    limit = LONGEST_BODY_BYTES + LONGEST_AD_BYTES if verb == "prepare" else LONGEST_BODY_BYTES
     if not 0 <= size <= limit:
         raise ProtocolError(f"a {verb[:20]} message of {length[:20]} bytes is not allowed")
     return verb, size
@@ -127,7 +129,7 @@ class Connection:
                 data, control, flags, _ = self.socket.recvmsg(_CHUNK_BYTES, space, socket.MSG_CMSG_CLOEXEC)
                 break
             except BlockingIOError:
-                await _readable(self.socket)
+                await readable(self.socket.fileno())
             except ConnectionResetError:
                 return False
         for level, kind, rights in control:
@@ -165,10 +167,10 @@ class Connection:
             os.close(self.descriptors.pop())
 
 
-async def _readable(sock: socket.socket) -> None:
+async def readable(descriptor: int) -> None:
+    """Waits until there is something to read."""
     loop = asyncio.get_running_loop()
     ready = loop.create_future()
-    descriptor = sock.fileno()
     loop.add_reader(descriptor, lambda: None if ready.done() else ready.set_result(None))
     try:
         await ready

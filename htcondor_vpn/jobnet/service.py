@@ -12,17 +12,28 @@ from pathlib import Path
 from typing import Any
 
 from htcondor_vpn.condor.chirp import ChirpConfig, ChirpError, literal, parse_config
-from htcondor_vpn.condor.job_ad import Ad, parse_ad
+from htcondor_vpn.errors import JobCountingUnavailable
+from htcondor_vpn.jobnet.abandoned import abandoned
 from htcondor_vpn.jobnet.accounting import publish
-from htcondor_vpn.jobnet.admission import NotAllowed, require_pilot_process, require_wrapper
+from htcondor_vpn.jobnet.admission import NotAllowed
 from htcondor_vpn.jobnet.chirp_relay import ChirpRelay
+from htcondor_vpn.jobnet.confinement import confined
+from htcondor_vpn.jobnet.counting.account import Account
+from htcondor_vpn.jobnet.counting.books import Books
+from htcondor_vpn.jobnet.counting.table import JobTable
+from htcondor_vpn.jobnet.decisions import Decisions, job_name, read_machine_ad
 from htcondor_vpn.jobnet.lease import Lease, Leases
-from htcondor_vpn.jobnet.policy import Refusal, SubCode, decide
+from htcondor_vpn.jobnet.name_relay import NameRelay
+from htcondor_vpn.jobnet.place import Place
+from htcondor_vpn.jobnet.policy.decision import NONE
+from htcondor_vpn.jobnet.policy.refusal import Refusal, SubCode
 from htcondor_vpn.jobnet.protocol import Connection, Message, ProtocolError
 from htcondor_vpn.jobnet.wiring import Totals, Wiring
 from htcondor_vpn.linux import ancestry
+from htcondor_vpn.linux.netlink import NetlinkError
 from htcondor_vpn.linux.peers import Peer, Watched, peer_of
-from htcondor_vpn.route_rules import led_beside
+from htcondor_vpn.linux.programs import find_program
+from htcondor_vpn.linux.tcp_counts import resent_segments
 from htcondor_vpn.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -30,48 +41,78 @@ log = logging.getLogger(__name__)
 #: How long a living wrapper may be without a connection, and the links of a former broker without a wrapper.
 GRACE_SECONDS = 10.0
 _ANSWER_SECONDS = 5.0
+_REBALANCE_SECONDS = 0.05
+_SETTLE_SECONDS = 0.25
 _MOST_FAILED_JOBS = 1000
 
 
 class JobNetworks:
-    """The job networks of one pilot. `families` is what the tunnel carries, None until the supervisor has said so."""
+    """The job networks of one broker, which serves at `place`."""
 
     def __init__(
-        self, settings: Settings, run_dir: Path, inner: ancestry.Identity, on_count: Callable[[int], None]
+        self,
+        settings: Settings,
+        run_dir: Path,
+        place: Place,
+        decisions: Decisions,
+        on_count: Callable[[int], None],
     ) -> None:
-        self.families: frozenset[str] | None = None
         self._settings = settings
-        self._state_file = run_dir / "state.json"
-        self._inner = inner
+        self._decisions = decisions
+        self._place = place
         self._on_count = on_count
-        self._wiring = Wiring()
+        self._wiring = Wiring(
+            settings.jobs_up_mbps or settings.up_mbps, settings.jobs_down_mbps or settings.down_mbps, mtu=place.mtu
+        )
+        self._rebalancing: asyncio.TimerHandle | None = None
         self._leases = Leases()
+        self._books = Books(run_dir, settings.job_ledger_dir, self._wiring.totals, self._resent)
         self._sweeping: asyncio.Task[None] | None = None
         self._unswept = False
+        self._settling: asyncio.Task[None] | None = None
+        self._unsettled = False
         self._threads = ThreadPoolExecutor(2, "jobnet")
         #: Jobs that could not be executed here, by GlobalJobId, and why.
         self._failed: dict[str, str] = {}
         self._background: set[asyncio.Task[None]] = set()
 
     def open(self) -> None:
-        """Finds what a former broker has left; what no wrapper claims within `GRACE_SECONDS` is removed."""
-        left = self._wiring.numbers()
+        """Finds what a former broker has left; what no wrapper claims within `GRACE_SECONDS` is removed.
+
+        Raises OSError and `JobCountingUnavailable`.
+        """
+        left = self._wiring.open()
+        self._rebalance_soon()
+        self._books.open(left)
         if left:
             log.info("job networks %s were left by another broker", sorted(left))
             self._leases.without_lease |= left
             asyncio.get_running_loop().call_later(GRACE_SECONDS, self._discard_unclaimed, left)
 
+    def close(self) -> None:
+        """Closes the books: the pilot ends."""
+        self._books.close()
+
+    def end_all(self) -> None:
+        """Takes every job's network away, those that a former broker has left included.
+
+        Raises `NetlinkError` and `JobCountingUnavailable`.
+        """
+        self._wiring.close()
+        JobTable(find_program("nft", "nftables")).remove()
+
     # What hooks ask for
 
     async def prepare(self, connection: Connection, peer: Peer, message: Message) -> None:
         """Answers a PREPARE_JOB_BEFORE_TRANSFER hook: nothing, or why the job is held or goes back to the queue."""
-        require_pilot_process(peer, self._inner)
+        self._place.require_condor(peer)
         text = ""
         try:
-            self._require_tunnel()
-            ad = _parsed(message.text)
-            decide(ad, self._settings)
-            self._refuse_failed(ad)
+            self._place.require_network()
+            machine_ad = read_machine_ad(peer, message.fields.get("machine", ""))
+            await self._decisions.prepare(peer.parent_pid, message.text, machine_ad)
+            text = confined(message.text)
+            self._refuse_failed(job_name(message.text))
         except Refusal as refusal:
             log.info("a job was refused with code %d: %s", refusal.sub_code, refusal.message)
             text = f"HookStatusCode = {int(refusal.sub_code)}\nHookStatusMessage = {literal(refusal.message)}\n"
@@ -79,23 +120,15 @@ class JobNetworks:
 
     async def update(self, connection: Connection, peer: Peer, message: Message) -> None:
         """Answers an UPDATE_JOB_INFO hook: the totals so far go into the job ad."""
-        require_pilot_process(peer, self._inner)
+        self._place.require_condor(peer)
         lease = self._leases.of_starter(peer.parent_pid)
         if lease is not None:
-            await self._publish(lease.number, lease.chirp, self._wiring.totals(lease.number))
+            await self._publish(lease, self._books.account(lease.number))
         await _send(connection, Message("ok"))
 
-    def _require_tunnel(self) -> None:
-        try:
-            state = json.loads(self._state_file.read_text(encoding="utf-8"))["state"]
-        except (OSError, ValueError, KeyError) as error:
-            raise Refusal(SubCode.TUNNEL_NOT_UP, f"the state of the tunnel is not known: {error}") from error
-        if state != "up" or self.families is None:
-            raise Refusal(SubCode.TUNNEL_NOT_UP, f"the tunnel of this slot is {state}")
-
-    def _refuse_failed(self, ad: Ad) -> None:
+    def _refuse_failed(self, job: str) -> None:
         """Holds a job that failed here before it began; released, it gets another chance."""
-        reason = self._failed.pop(_name(ad), None)
+        reason = self._failed.pop(job, None)
         if reason is not None:
             raise Refusal(SubCode.NOT_EXECUTABLE, reason)
 
@@ -105,40 +138,59 @@ class JobNetworks:
         """Wires a new job network and keeps it as long as the connection, the wrapper and the starter live."""
         (namespace,) = connection.take_descriptors(1)
         try:
-            require_wrapper(peer, self._inner, namespace)
-            if self.families is None:
-                raise NotAllowed("the tunnel has not been up yet")
+            self._place.require_wrapper(peer, namespace)
             if self._leases.of_network(ancestry.identity(namespace)) is not None:
                 raise NotAllowed("this network namespace has its network already")
-            ad = _parsed(message.text)
-            rates = decide(ad, self._settings)
+            job, decision = await self._decisions.at_start(peer.parent_pid, message.text)
+            families, besides = self._place.reach(decision)
             number = self._leases.free_number()
             lease = self._lease(number, namespace, connection, peer, message)
             namespace = -1
-            lease.job = _name(ad)
+            self._leases.reserved.add(number)
+            lease.job, lease.decision = job, decision
         except (Refusal, IndexError) as error:
             raise NotAllowed(str(error)) from error
         finally:
             if namespace >= 0:
                 os.close(namespace)
         try:
-            besides = led_beside(self._settings.routes, self.families)
-            self._wiring.connect(number, lease.namespace, rates, self.families, besides)
+            await self._begin_books(lease, message.fields.get("slot", ""))
+            self._wiring.connect(number, lease.namespace, decision, families, besides)
             self._relay_chirp(lease)
+            self._relay_names(lease)
         except BaseException:
             self._leases.add(lease)
             self._end(lease)
             raise
-        log.info("job network %d: up %g, down %g Mbit/s (0: no limit)", number, rates.up_mbps, rates.down_mbps)
+        finally:
+            self._leases.reserved.discard(number)
+        ceilings = decision.up.ceiling_mbps, decision.down.ceiling_mbps
+        log.info("job network %d: by %s, up %g, down %g Mbit/s (0: no limit)", number, decision.rule, *ceilings)
         self._put_into_force(lease, connection)
+        self._rebalance_soon()
         await _send(connection, Message("ok", {"number": str(number), **self._chain()}))
         await self._keep(lease, connection)
+
+    async def _begin_books(self, lease: Lease, slot: str) -> None:
+        """Puts the job under what was decided before it has a link; raises `NotAllowed`."""
+        try:
+            await self._books.begin(lease.number, lease.decision, lease.job, slot)
+        except (JobCountingUnavailable, NetlinkError) as error:
+            raise NotAllowed(f"the job cannot be kept to its policy: {error}") from error
+
+    def _resent(self, number: int) -> int | None:
+        """How many TCP segments the job has sent again."""
+        lease = self._leases.of_number(number)
+        if lease is None:
+            return None
+        with self._wiring.inside(lease.namespace):
+            return resent_segments()
 
     async def resume(self, connection: Connection, peer: Peer, message: Message) -> None:
         """Takes a running job over: its wrapper lost the connection, or a former broker."""
         (namespace,) = connection.take_descriptors(1)
         try:
-            require_wrapper(peer, self._inner, namespace)
+            self._place.require_wrapper(peer, namespace)
             number = _number(message, "number")
             if _number(message, "starter") != peer.parent_pid:
                 raise NotAllowed("the job's starter has ended")
@@ -148,9 +200,12 @@ class JobNetworks:
             if not self._wiring.leads_to(number, namespace):
                 raise NotAllowed(f"job network {number} has been removed")
             if lease is None:
+                kept = self._decisions.taken_over(peer.parent_pid)
                 lease = self._lease(number, namespace, connection, peer, message)
                 namespace = -1
+                lease.job, lease.decision = kept
                 self._relay_chirp(lease)
+                self._relay_names(lease)
                 log.info("job network %d was taken over", number)
         finally:
             if namespace >= 0:
@@ -161,7 +216,7 @@ class JobNetworks:
 
     async def join(self, connection: Connection, peer: Peer, message: Message) -> None:
         """Hands the job's namespaces to another process of the same starter: condor_ssh_to_job's sshd."""
-        require_pilot_process(peer, self._inner)
+        self._place.require_condor(peer)
         lease = self._leases.of_starter(peer.parent_pid)
         if lease is None:
             raise NotAllowed("the starter has no job with a network")
@@ -198,7 +253,7 @@ class JobNetworks:
             # Both are held now: if they are still who they were, their numbers had not come to mean other processes.
             if peer_of(connection.socket) != peer:
                 raise NotAllowed("the job's starter has ended")
-            require_wrapper(peer, self._inner, namespace)
+            self._place.require_wrapper(peer, namespace)
             return Lease(number, namespace, wrapper, starter, chirp)
         except (NotAllowed, OSError):
             wrapper.close()
@@ -210,6 +265,12 @@ class JobNetworks:
         if lease.chirp is not None:
             listener = self._wiring.listen_inside(lease.namespace, lease.chirp.host, lease.chirp.port)
             lease.relay = ChirpRelay(listener, lease.chirp)
+
+    def _relay_names(self, lease: Lease) -> None:
+        if lease.decision.through == NONE:
+            return
+        for server in map(str, self._place.name_servers()):
+            lease.names.append(NameRelay(*self._wiring.name_sockets_inside(lease.namespace, server), server))
 
     def _put_into_force(self, lease: Lease, connection: Connection) -> None:
         lease.connection = connection
@@ -241,12 +302,17 @@ class JobNetworks:
             lease.connection = None
             lease.grace = asyncio.get_running_loop().call_later(GRACE_SECONDS, self._grace_is_over, lease)
             return
-        totals = self._wiring.totals(lease.number)
-        await self._publish(lease.number, lease.chirp, totals)
-        log.info("job network %d ended: %s", lease.number, _told(totals))
-        if lease in self._leases:
-            self._end(lease)
-        await _send(connection, Message("ok"))
+        account = self._books.finish(lease.number, "ended")
+        answer = {"flights": json.dumps(await self._books.flights(lease.number))} if account.recorded else {}
+        await self._publish(lease, account)
+        log.info("job network %d ended: %s", lease.number, _told(account.totals))
+        if lease not in self._leases:
+            return  # the wrapper was killed meanwhile
+        self._put_out_of_force(lease)
+        try:
+            await _send(connection, Message("ok", answer))
+        finally:
+            self._take_away(lease)
 
     def _remember_failed(self, job: str, reason: str) -> None:
         if not job:
@@ -255,13 +321,13 @@ class JobNetworks:
             del self._failed[next(iter(self._failed))]
         self._failed[job] = " ".join(reason.split())
 
-    async def _publish(self, number: int, chirp: ChirpConfig | None, totals: Totals) -> None:
-        if chirp is None:
+    async def _publish(self, lease: Lease, account: Account) -> None:
+        if lease.chirp is None:
             return
         try:
-            await publish(chirp, totals)
+            await publish(lease.chirp, account)
         except ChirpError as error:
-            log.warning("job network %d: its totals are not in the job ad: %s", number, error)
+            log.warning("job network %d: its totals are not in the job ad: %s", lease.number, error)
 
     def _starter_died(self, lease: Lease) -> None:
         log.warning("job network %d: the starter has ended before the job", lease.number)
@@ -276,12 +342,12 @@ class JobNetworks:
     def _wrapper_died(self, lease: Lease) -> None:
         """Ends a lease whose wrapper was killed: what the job has left behind goes with it."""
         try:
-            totals = self._wiring.totals(lease.number)
+            account = self._books.finish(lease.number, "wrapper killed")
         except OSError as error:
             log.error("job network %d: the wrapper was killed, and the totals are lost: %s", lease.number, error)
         else:
-            log.warning("job network %d: the wrapper was killed: %s", lease.number, _told(totals))
-            self._in_background(self._publish(lease.number, lease.chirp, totals))
+            log.warning("job network %d: the wrapper was killed: %s", lease.number, _told(account.totals))
+            self._in_background(self._publish(lease, account))
         self._end(lease)
         self._in_background(self._kill_within(lease.user))
 
@@ -292,21 +358,45 @@ class JobNetworks:
             log.warning("killed %d processes that a killed wrapper left behind", killed)
 
     def _end(self, lease: Lease) -> None:
+        self._put_out_of_force(lease)
+        self._take_away(lease)
+
+    def _put_out_of_force(self, lease: Lease) -> None:
         loop = asyncio.get_running_loop()
         for process in (lease.wrapper, lease.starter):
             if process is not None:
                 loop.remove_reader(process.fileno())
         self._leases.remove(lease)
+
+    def _take_away(self, lease: Lease) -> None:
+        """Takes the network of a lease away that is no longer in force."""
         self._wiring.discard(lease.number)
         lease.close()
         self._sweep_soon()
+        self._rebalance_soon()
         self._on_count(len(self._leases))
 
     def _discard_unclaimed(self, left: set[int]) -> None:
-        for number in left & self._leases.without_lease:
+        unclaimed = left & self._leases.without_lease
+        for user_namespace in abandoned(unclaimed, self._wiring.leads_to):
+            self._in_background(self._kill_within(user_namespace))
+        for number in unclaimed:
             log.warning("job network %d: no wrapper came back for it", number)
             self._wiring.discard(number)
         self._sweep_soon()
+        self._rebalance_soon()
+
+    def _rebalance_soon(self) -> None:
+        if self._rebalancing is None:
+            self._rebalancing = asyncio.get_running_loop().call_later(_REBALANCE_SECONDS, self._rebalance)
+
+    def _rebalance(self) -> None:
+        """Divides anew what the jobs may use together, once for all that have come and gone meanwhile."""
+        self._rebalancing = None
+        try:
+            self._wiring.rebalance()
+        except OSError as error:
+            log.error("the jobs' parts could not be changed: %s", error)
 
     def _sweep_soon(self) -> None:
         self._unswept = True
@@ -319,7 +409,19 @@ class JobNetworks:
         while self._unswept:
             self._unswept = False
             await loop.run_in_executor(self._threads, self._wiring.sweep)
-            self._leases.without_lease &= self._wiring.numbers()
+            self._unsettled = True
+            if self._settling is None or self._settling.done():
+                self._settling = asyncio.ensure_future(self._settle())
+
+    async def _settle(self) -> None:
+        """Closes the books of jobs whose links are gone, of all together that have ended within a moment."""
+        while self._unsettled:
+            await asyncio.sleep(_SETTLE_SECONDS)
+            self._unsettled = False
+            gone = {number for number in self._leases.without_lease if not self._wiring.exists(number)}
+            if gone:
+                await self._books.settle(gone)
+            self._leases.without_lease -= gone
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
@@ -329,18 +431,6 @@ class JobNetworks:
 
 async def _send(connection: Connection, message: Message, descriptors: tuple[int, ...] = ()) -> None:
     await asyncio.wait_for(connection.send(message, descriptors), _ANSWER_SECONDS)
-
-
-def _parsed(text: str) -> Ad:
-    try:
-        return parse_ad(text)
-    except ValueError as error:
-        raise Refusal(SubCode.NOT_AN_AD, str(error)) from error
-
-
-def _name(ad: Ad) -> str:
-    name = ad.get("globaljobid")
-    return name if type(name) is str else ""
 
 
 def _number(message: Message, key: str) -> int:

@@ -3,10 +3,10 @@
 The limits and the counters are on the broker's end of the link, where the job cannot reach them:
 
     job's namespace            inner namespace
-    eth0  ───── veth ─────  htvj<n>   its egress is limited: what the job receives
-                               └────  htvi<n>   (ifb) what the job sends goes through here, limited
+    eth0  ───── veth ─────  htvj<n>  ─┬─→ htvup     what the job sends passes through here, and comes back
+                                      └─→ htvdown   what it receives
 
-The kernel keeps all of it while a broker is replaced; `adopt` finds it again.
+The kernel keeps all of it while a broker is replaced; `open` finds it again.
 """
 
 from __future__ import annotations
@@ -19,18 +19,14 @@ from contextlib import contextmanager
 from ipaddress import ip_network
 from typing import NamedTuple
 
-from htcondor_vpn.addresses import FIRST_INDEX, INSIDE_JOB, JOB_LINK, JOB_UPLINK_SHAPER, PILOT_V4, job_link
-from htcondor_vpn.jobnet.policy import Rates
-from htcondor_vpn.linux import links, shaping
+from htcondor_vpn.addresses import FIRST_INDEX, INSIDE_JOB, JOB_LINK, PILOT_V4, SHAPER_INDICES, job_link
+from htcondor_vpn.jobnet.policy.decision import Decision
+from htcondor_vpn.jobnet.sharing.shaper import Note, Shaper
+from htcondor_vpn.linux import links
 from htcondor_vpn.linux.echoes import allow_echoes
 from htcondor_vpn.linux.namespaces import CLONE_NEWNET, setns
 from htcondor_vpn.linux.netlink import Netlink, NetlinkError, Request
 from htcondor_vpn.special_addresses import Network
-
-#: Frames of a job's link. The connections end in the engine, so no path has to carry them. With 4000 bytes the headers
-#: are 1.7 % of what the limits and counters see (1500: 4.4 %), and ten connections at once through a limit of 2 Mbit/s
-#: still make progress (at 9000 too few fit into its queue, and they wait for timeouts).
-MTU = 4000
 
 #: The index of the link inside the job's namespace, above those that the kernel may have put there.
 INSIDE_INDEX = 1 << 12
@@ -40,6 +36,10 @@ DISCARDED_GROUP = 0x64656C
 
 _EVERYTHING_V4, _EVERYTHING_V6 = ip_network("0.0.0.0/0"), ip_network("::/0")
 _RESOLVER = ip_network(f"{PILOT_V4}/32")
+
+
+#: The kernel's answers when something is gone already: a link, a class, an entry.
+_ABSENT = (errno.ENODEV, errno.ENOENT)
 
 
 class Totals(NamedTuple):
@@ -52,18 +52,29 @@ class Totals(NamedTuple):
 
 
 class Wiring:
-    """The broker's hold on the links of the inner namespace, which is the one it is made in."""
+    """The broker's hold on the links of the inner namespace, which is the one it is made in.
 
-    def __init__(self) -> None:
+    The rates are what all jobs may use together, 0 if that is not known; `mtu` is that of a job's link, bytes.
+    """
+
+    def __init__(self, up_mbps: float = 0.0, down_mbps: float = 0.0, *, mtu: int) -> None:
+        self._mtu = mtu
         self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self._netlink = Netlink()
         self._sweeper = Netlink()
+        self._shaper = Shaper(self._netlink, up_mbps, down_mbps, mtu)
+
+    def open(self) -> set[int]:
+        """Makes what all job networks need, and returns the numbers of those that a former broker has left."""
+        left = self._links()
+        self._shaper.open({number: link.note for number, link in left.items() if link.note})
+        return set(left)
 
     def connect(
         self,
         number: int,
         namespace: int,
-        rates: Rates,
+        decision: Decision,
         families: Collection[str],
         besides: Sequence[Network] = (),
     ) -> None:
@@ -74,7 +85,7 @@ class Wiring:
         """
         addressed = {*families, *(f"ipv{network.version}" for network in besides)}
         try:
-            self._netlink.do(self._our_end(number, namespace, rates, addressed))
+            self._netlink.do(self._our_end(number, namespace, decision, addressed))
             with self.inside(namespace), Netlink() as inside:
                 allow_echoes()
                 inside.do(_job_end(number, families, besides))
@@ -82,47 +93,54 @@ class Wiring:
             self.discard(number)
             raise
 
-    def _our_end(self, number: int, namespace: int, rates: Rates, families: Collection[str]) -> list[Request]:
-        index, shaper = FIRST_INDEX + 2 * number, FIRST_INDEX + 2 * number + 1
-        link = job_link(number)
-        requests = [
-            links.make_veth(
-                f"{JOB_LINK}{number}", INSIDE_JOB, namespace, index=index, peer_index=INSIDE_INDEX, mtu=MTU
-            ),
-            links.add_address(index, link.broker_v4, 31),
-        ]
+    def _our_end(self, number: int, namespace: int, decision: Decision, families: Collection[str]) -> list[Request]:
+        index, name, link = FIRST_INDEX + 2 * number, f"{JOB_LINK}{number}", job_link(number)
+        note = Note.of(decision)
+        up_bytes, down_bytes = self._shaper.segments(note)
+        here = links.End(name, index, link.broker_hardware, down_bytes)
+        there = links.End(INSIDE_JOB, INSIDE_INDEX, link.job_hardware, up_bytes)
+        veth = links.make_veth(here, there, namespace, mtu=self._mtu)
+        requests = [veth, links.add_address(index, link.broker_v4, 31)]
         if "ipv6" in families:
             requests.append(links.add_address(index, link.broker_v6, 127))
-        if rates.down_mbps:
-            requests += shaping.limit_sending(index, _limit(rates.down_mbps))
-        if rates.up_mbps:
-            requests.append(links.make_ifb(f"{JOB_UPLINK_SHAPER}{number}", index=shaper, mtu=MTU))
-            requests += shaping.limit_sending(shaper, _limit(rates.up_mbps))
-            requests += [links.set_up(shaper), *shaping.redirect_received(index, shaper)]
-        return [*requests, links.set_up(index)]
+        return [*requests, *self._shaper.add(number, note, index, name), links.set_up(index)]
+
+    def rebalance(self) -> None:
+        """Divides among the jobs that are there now what they may use together; raises `NetlinkError`."""
+        self._shaper.rebalance()
 
     def totals(self, number: int) -> Totals:
         """Reads what job `number` has moved; raises `NetlinkError` (ENODEV) when its link is gone.
 
-        What the job sends is counted behind its limit, so that what the limit's queue dropped is not counted.
+        A direction that is shaped is counted behind its limits, so that what their queues dropped is not counted, and
+        in frames; one that is not is counted as the kernel hands it over.
         """
         link = links.get_link(self._netlink, FIRST_INDEX + 2 * number).counters
         sent_bytes, sent_packets = link.received_bytes, link.received_packets
-        try:
-            shaper = links.get_link(self._netlink, FIRST_INDEX + 2 * number + 1).counters
-            sent_bytes, sent_packets = shaper.sent_bytes, shaper.sent_packets
-        except NetlinkError as error:
-            if error.errno != errno.ENODEV:
-                raise
-        return Totals(link.sent_bytes, sent_bytes, link.sent_packets, sent_packets)
+        received_bytes, received_packets = link.sent_bytes, link.sent_packets
+        up, down = self._shaper.counted(number)
+        if up is not None:
+            sent_bytes, sent_packets = up.sent_bytes, up.sent_packets
+        if down is not None:
+            received_bytes, received_packets = down.sent_bytes, down.sent_packets
+        return Totals(received_bytes, sent_bytes, received_packets, sent_packets)
 
-    def numbers(self) -> set[int]:
-        """The job networks whose links exist, for a new broker to know what another has left."""
-        found = set()
-        for link in links.list_links(self._netlink):
-            if link.number >= FIRST_INDEX and link.name.startswith((JOB_LINK, JOB_UPLINK_SHAPER)):
-                found.add((link.number - FIRST_INDEX) // 2)
-        return found
+    def exists(self, number: int) -> bool:
+        """Whether the link of job `number` exists; raises `NetlinkError`."""
+        try:
+            links.get_link(self._netlink, FIRST_INDEX + 2 * number)
+        except NetlinkError as error:
+            if error.errno == errno.ENODEV:
+                return False
+            raise
+        return True
+
+    def _links(self) -> dict[int, links.Link]:
+        return {
+            (link.number - FIRST_INDEX) // 2: link
+            for link in links.list_links(self._netlink)
+            if link.number >= FIRST_INDEX and link.name.startswith(JOB_LINK)
+        }
 
     def leads_to(self, number: int, namespace: int) -> bool:
         """Whether the link of job `number` exists and its other end is in `namespace`."""
@@ -137,21 +155,20 @@ class Wiring:
             raise
 
     def discard(self, number: int) -> None:
-        """Marks the links of job `number` for `sweep`. It takes no time, and links that are gone are no error."""
-        for index in (FIRST_INDEX + 2 * number, FIRST_INDEX + 2 * number + 1):
-            self._ignoring_absence(self._netlink, links.set_group(index, DISCARDED_GROUP))
+        """Marks the link of job `number` for `sweep`. It takes no time, and a link that is gone is no error."""
+        mark = links.set_group(FIRST_INDEX + 2 * number, DISCARDED_GROUP)
+        self._netlink.do([mark, *self._shaper.remove(number)], besides=_ABSENT)
 
     def sweep(self) -> None:
         """Deletes all discarded links: tens of milliseconds in the kernel, so it is called in a thread of its own."""
-        self._ignoring_absence(self._sweeper, links.delete_group(DISCARDED_GROUP))
+        self._sweeper.do([links.delete_group(DISCARDED_GROUP)], besides=_ABSENT)
 
-    @staticmethod
-    def _ignoring_absence(netlink: Netlink, request: Request) -> None:
-        try:
-            netlink.do([request])
-        except NetlinkError as error:
-            if error.errno != errno.ENODEV:
-                raise
+    def close(self) -> None:
+        """Takes away all links, the jobs' and those that shape; raises `NetlinkError`."""
+        indices = [FIRST_INDEX + 2 * number for number in self._links()]
+        marks = [links.set_group(index, DISCARDED_GROUP) for index in (*indices, *SHAPER_INDICES)]
+        self._netlink.do(marks, besides=_ABSENT)
+        self.sweep()
 
     @contextmanager
     def inside(self, namespace: int) -> Iterator[None]:
@@ -164,6 +181,19 @@ class Wiring:
             yield
         finally:
             setns(self._home, CLONE_NEWNET)
+
+    def name_sockets_inside(self, namespace: int, host: str) -> tuple[socket.socket, socket.socket]:
+        """Opens the sockets of a name server in `namespace`, of datagrams and one that listens; raises OSError."""
+        streams = self.listen_inside(namespace, host, 53)
+        try:
+            with self.inside(namespace):
+                datagrams = socket.socket(streams.family, socket.SOCK_DGRAM)
+            datagrams.setblocking(False)
+            datagrams.bind((host, 53))
+        except OSError:
+            streams.close()
+            raise
+        return datagrams, streams
 
     def listen_inside(self, namespace: int, host: str, port: int) -> socket.socket:
         """Opens a listening TCP socket in `namespace`; raises OSError."""
@@ -180,18 +210,15 @@ class Wiring:
         return listener
 
 
-def _limit(rate_mbps: float) -> shaping.Limit:
-    return shaping.limit_for(max(rate_mbps * 1e6, shaping.LOWEST_BPS))
-
-
 def _job_end(number: int, families: Collection[str], besides: Sequence[Network]) -> list[Request]:
     link, index = job_link(number), INSIDE_INDEX
     requests = [
         links.set_up(links.LOOPBACK_INDEX),
         links.set_up(index),
         links.add_address(index, link.job_v4, 31),
-        links.add_route(_RESOLVER, link.broker_v4, index),
     ]
+    if families or besides:
+        requests.append(links.add_route(_RESOLVER, link.broker_v4, index))
     for everything, broker in ((_EVERYTHING_V6, link.broker_v6), (_EVERYTHING_V4, link.broker_v4)):
         version = everything.version
         led = [network for network in besides if network.version == version]

@@ -1,8 +1,9 @@
 """USER_JOB_WRAPPER: gives a job its own network, runs it, and sees to it that its traffic is in the job ad at the end.
 
-Started as `RUN_DIR/libexec/job-wrapper COMMAND ARGUMENT…`, a copy of this file with the interpreter's `-IS` in its
-first line. It makes a user and a network namespace of its own, has the broker wire them (protocol.py), and only then
-runs the job: without its network no job runs. The job's exit code, or death by a signal, becomes the wrapper's own.
+Started as `RUN_DIR/libexec/job-wrapper COMMAND ARGUMENT…`, which runs the compiled form of this file with the
+interpreter's `-IS`. It makes a user and a network namespace of its own, has the broker wire them (protocol.py), and
+only then runs the job: without its network no job runs. The job's exit code, or death by a signal, becomes the
+wrapper's own.
 
 The job runs with the same uid and without any capability. The wrapper keeps those it has in the job's namespaces: they
 are why the job cannot trace it or open its descriptors, although it has the same uid (ptrace(2)).
@@ -11,14 +12,14 @@ When the job cannot be run, one line says so on stderr and in the file that HTCo
 gives the job back to the queue with that line in the job's event log. The codes are those of sysexits.h: 71 no
 namespaces, 75 no network, and 126 or 127 as the shells use them.
 
-What runs once per job is fast: `_socket` and `_signal` are what `socket` and `signal` wrap, and save half of the time
-that the interpreter takes to start.
+What runs once per job is fast: `posix`, `_socket` and `_signal` are what `os`, `socket` and `signal` wrap, and save
+half of the time that the interpreter takes to start.
 """
 
 from __future__ import annotations
 
 import _socket
-import os
+import posix
 import select
 import sys
 import time
@@ -40,11 +41,24 @@ DELIVERY_POLL_SECONDS = 0.01
 
 #: FIN_WAIT1, LAST_ACK and CLOSING, as `/proc/net/tcp` has them (include/net/tcp_states.h).
 UNSENT_STATES = ("04", "09", "0B")
-LONGEST_ANSWER_BYTES = 65536
+LONGEST_ANSWER_BYTES = 1 << 20
+
+#: The job's flight recorder, in its scratch folder.
+FLIGHTS_FILE = "vpn-flight-recorder.json"
 
 EX_USAGE = 64
 EX_OSERR = 71
 EX_TEMPFAIL = 75
+
+#: How many user and network namespaces a job may have at once (namespaces(7), `/proc/sys/user`). The pilot's jobs have
+#: one account, whose own limit one of them could reach for all.
+MOST_NAMESPACES = (("user", 256), ("net", 64))
+
+#: Set by what HTCondor runs in our place where a glidein has a job wrapper of its own: the path of that one.
+CHAIN = "_HTCONDOR_VPN_CHAIN"
+
+#: By which the prepare hook's answer renames variables that would act on this program (confinement.py).
+LATER = "_HTCONDOR_VPN_LATER_"
 
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
@@ -55,6 +69,23 @@ FORWARDED = _signal.valid_signals() - {
     _signal.SIGKILL, _signal.SIGSTOP, _signal.SIGCHLD, _signal.SIGPIPE, _signal.SIGXFSZ,
     _signal.SIGSEGV, _signal.SIGBUS, _signal.SIGFPE, _signal.SIGILL, _signal.SIGTRAP, _signal.SIGSYS,
 }  # fmt: skip
+
+
+_ENCODING = sys.getfilesystemencoding(), "surrogateescape"  # as in `os`
+
+
+def encoded(text: str) -> bytes:
+    """As the kernel takes it: os.fsencode."""
+    return text.encode(*_ENCODING)
+
+
+def decoded(data: bytes) -> str:
+    """What the kernel gave: os.fsdecode."""
+    return data.decode(*_ENCODING)
+
+
+#: The variables that we were started with, and that the job gets.
+environ = {decoded(name): decoded(value) for name, value in posix.environ.items()}
 
 
 class CannotRun(Exception):
@@ -105,19 +136,22 @@ class Broker:
         if self.socket is None:
             raise OSError("there is no connection to the broker")
         body = "".join(f"{key} {value}\n" for key, value in fields) + ("\n" + text if text else "")
-        data = os.fsencode(body)
+        data = encoded(body)
         data = f"{verb} {len(data)}\n".encode() + data
         self.socket.settimeout(seconds)
         rights = []
         if descriptor is not None:
             packed = descriptor.to_bytes(4, sys.byteorder)
             rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, packed)]
-        sent = self.socket.sendmsg([data], rights)
-        while sent < len(data):
-            sent += self.socket.send(data[sent:])
+        try:
+            sent = self.socket.sendmsg([data], rights)
+            while sent < len(data):
+                sent += self.socket.send(data[sent:])
+        except BrokenPipeError:
+            pass  # a broker that refuses who asks does not wait for what; it has said why
         status, answered = self._answer(self.socket)
         answer = {}
-        for line in os.fsdecode(answered).splitlines():
+        for line in decoded(answered).splitlines():
             key, _, answer[key] = line.partition(" ")
         if status != b"ok":
             raise Refused(answer.get("reason", "the broker gave no reason"))
@@ -149,21 +183,30 @@ class Broker:
 
 
 def kernel(name: str, *arguments: int) -> None:
-    """Calls unshare(2) or setns(2): from `os` where Python has it (3.12), else through libc. Raises OSError."""
-    if hasattr(os, name):
-        getattr(os, name)(*arguments)
+    """Calls unshare(2) or setns(2): as Python has it since 3.12, else through libc. Raises OSError.
+
+    `_ctypes` is what `ctypes` wraps, and takes half of the time. But it does not tell why a call has failed: that is
+    made again.
+    """
+    if hasattr(posix, name):
+        getattr(posix, name)(*arguments)
         return
-    import ctypes  # two milliseconds, so only where it is needed
+    import _ctypes
+
+    program = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]  # libc is in it
+    if _ctypes.call_cdeclfunction(_ctypes.dlsym(program, name), arguments) == 0:
+        return
+    import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
     if getattr(libc, name)(*arguments) != 0:
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        raise OSError(number, posix.strerror(number))
 
 
 def make_namespaces() -> None:
     """Makes the user and network namespace, with the same uid and gid inside as outside."""
-    uid, gid = os.getuid(), os.getgid()
+    uid, gid = posix.getuid(), posix.getgid()
     try:
         kernel("unshare", CLONE_NEWUSER | CLONE_NEWNET)
         for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
@@ -171,12 +214,32 @@ def make_namespaces() -> None:
                 file.write(text)
     except OSError as error:
         raise CannotRun(EX_OSERR, f"the job's namespaces cannot be made: {error}") from error
+    try:
+        for name, most in MOST_NAMESPACES:
+            with open(f"/proc/sys/user/max_{name}_namespaces", "w") as file:
+                file.write(str(most))
+    except OSError:
+        return  # a container whose /proc/sys is read-only: the account's own limit holds
+
+
+def gain_nothing() -> None:
+    """Keeps programs with file capabilities, ping for one, from giving the job capabilities over its network.
+
+    In a pilot it is so already (prctl(2), PR_SET_NO_NEW_PRIVS); set-uid programs have no effect in either.
+    """
+    with open("/proc/self/status") as file:
+        if "NoNewPrivs:\t1" in file.read():
+            return
+    import ctypes
+
+    if ctypes.CDLL(None).prctl(38, 1, 0, 0, 0) != 0:
+        raise CannotRun(EX_OSERR, "the job cannot be kept from gaining privileges")
 
 
 def chirp_config() -> str:
     """What the starter wrote for condor_chirp, on one line, or an empty text."""
     try:
-        with open(os.environ.get("_CONDOR_CHIRP_CONFIG", "")) as file:
+        with open(environ.get("_CONDOR_CHIRP_CONFIG", "")) as file:
             return " ".join(file.read(4096).split())
     except OSError:
         return ""  # the job cannot chirp then, with or without its own network
@@ -187,14 +250,29 @@ def requests_of_job() -> str:
 
     Raises `CannotRun` when the ad cannot be read.
     """
-    path = os.environ.get("_CONDOR_JOB_AD")
+    path = environ.get("_CONDOR_JOB_AD")
     if not path:
         return ""
     try:
         with open(path, "rb") as file:
-            return os.fsdecode(b"".join(line for line in file if line.lower().startswith((b"vpn", b"globaljobid"))))
+            return decoded(b"".join(line for line in file if line.lower().startswith((b"vpn", b"globaljobid"))))
     except OSError as error:
         raise CannotRun(EX_TEMPFAIL, f"the job ad cannot be read: {error}") from error
+
+
+def chained(answer: dict[str, str]) -> list[str]:
+    """The site's own job wrapper, if there is one: the one that the pilot's settings name, or else a glidein's.
+
+    The other way round a job could have the first one left out, by a variable of its own.
+    """
+    of_glidein = environ.pop(CHAIN, None)
+    return list(filter(None, [answer.get("chain") or of_glidein]))
+
+
+def job_environment() -> None:
+    """Gives the job the variables that were kept from acting on this program."""
+    for name in [name for name in environ if name.startswith(LATER)]:
+        environ[name[len(LATER) :]] = environ.pop(name)
 
 
 class Job:
@@ -202,38 +280,39 @@ class Job:
 
     def __init__(self, command: list[str]) -> None:
         """Starts `command`; raises `CannotRun` when it cannot be executed."""
-        self.wakeup, self._wakeup_end = os.pipe()
-        os.set_blocking(self.wakeup, False)
-        os.set_blocking(self._wakeup_end, False)
+        self.wakeup, self._wakeup_end = posix.pipe()
+        posix.set_blocking(self.wakeup, False)
+        posix.set_blocking(self._wakeup_end, False)
         _signal.set_wakeup_fd(self._wakeup_end)
         before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
-        self._caught = [n for n in (*FORWARDED, _signal.SIGCHLD) if _signal.getsignal(n) != _signal.SIG_IGN]
-        for number in self._caught:
+        caught = [n for n in (*FORWARDED, _signal.SIGCHLD) if _signal.getsignal(n) != _signal.SIG_IGN]
+        for number in caught:
             _signal.signal(number, _no_handler)
-        failed, failure = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            _execute(command, self._caught, before, failure)
-        os.close(failure)
-        _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
-        reason = os.read(failed, 4096)  # ends when the job is executed
-        os.close(failed)
-        if reason:
-            os.waitpid(self.pid, 0)
-            error = int(reason)
-            code = 127 if error == 2 else 126  # ENOENT
-            raise CannotRun(code, f"{command[0]} cannot be executed: {os.strerror(error)}")
+        try:
+            # With the signals as the starter had them, before Python changed any.
+            self.pid = posix.posix_spawnp(
+                command[0],
+                command,
+                environ,
+                setsigmask=before,
+                setsigdef=(*caught, _signal.SIGPIPE, _signal.SIGXFSZ),
+            )
+        except OSError as error:
+            code = 127 if isinstance(error, FileNotFoundError) else 126
+            raise CannotRun(code, f"{command[0]} cannot be executed: {error.strerror}") from error
+        finally:
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
 
     def signals(self) -> bytes:
         """The signals that have come since the last call."""
         try:
-            return os.read(self.wakeup, 4096)
+            return posix.read(self.wakeup, 4096)
         except BlockingIOError:
             return b""
 
     def status(self) -> int | None:
         """The wait status, None while the job runs."""
-        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        pid, status = posix.waitpid(self.pid, posix.WNOHANG)
         return status if pid else None
 
 
@@ -241,41 +320,30 @@ def _no_handler(number: int, frame: object) -> None:
     """The wakeup descriptor tells the loop in `run`."""
 
 
-def _execute(command: list[str], caught: Iterable[int], mask: set[int], failure: int) -> None:
-    """Becomes the job, in the child: signals as the starter had them, before Python changed any."""
-    try:
-        for number in (*caught, _signal.SIGPIPE, _signal.SIGXFSZ):
-            _signal.signal(number, _signal.SIG_DFL)
-        _signal.set_wakeup_fd(-1)
-        _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
-        os.execvp(command[0], command)
-    except OSError as error:
-        os.write(failure, str(error.errno).encode())
-    finally:
-        os._exit(127)
-
-
 def run(command: list[str], path: str) -> int:
     """Runs a job in a network of its own and returns its wait status; raises `CannotRun`."""
-    starter = os.getppid()
-    chirp, requests = chirp_config(), requests_of_job()
+    starter = posix.getppid()
+    chirp, requests, slot = chirp_config(), requests_of_job(), environ.get("_CONDOR_SLOT", "")
     make_namespaces()
-    namespace = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    gain_nothing()
+    namespace = posix.open("/proc/self/ns/net", posix.O_RDONLY | posix.O_CLOEXEC)
     broker = Broker(path)
     try:
         broker.connect(START_SECONDS)
-        answer = broker.ask("start", [("chirp", chirp)], requests, namespace)
+        answer = broker.ask("start", [("chirp", chirp), ("slot", slot)], requests, namespace)
     except (OSError, Refused) as error:
         raise CannotRun(EX_TEMPFAIL, f"the job has no network: {error}") from error
     lease = [("number", answer["number"]), ("starter", str(starter)), ("chirp", chirp)]
+    before = tcp_sockets()
+    job_environment()
     try:
         try:
-            job = Job([*filter(None, [answer.get("chain")]), *command])
+            job = Job([*chained(answer), *command])
         except CannotRun as error:
             failed(broker, error.reason)
             raise
         status = wait(job, broker, lambda: resume(broker, lease, namespace, 0))
-        deliver(job)
+        deliver(job, before)
         return status
     finally:
         end(broker, lease, namespace)
@@ -302,7 +370,7 @@ def wait(job: Job, broker: Broker, reconnect: Callable[[], None]) -> int:
         ready = [descriptor for descriptor, _ in poll.poll(None if broker.socket is not None else 250)]
         for number in job.signals():
             if number != _signal.SIGCHLD:
-                os.kill(job.pid, number)
+                posix.kill(job.pid, number)
         status = job.status()
         if status is not None:
             return status
@@ -310,21 +378,39 @@ def wait(job: Job, broker: Broker, reconnect: Callable[[], None]) -> int:
             try:
                 reconnect()
             except CannotRun:
-                os.kill(job.pid, _signal.SIGKILL)
-                os.waitpid(job.pid, 0)
+                posix.kill(job.pid, _signal.SIGKILL)
+                posix.waitpid(job.pid, 0)
                 raise
         elif broker.socket.fileno() in ready:
             broker.close()  # the broker never speaks first: it has gone
 
 
-def deliver(job: Job) -> None:
+def deliver(job: Job, before: int) -> None:
     """Waits for what the job sent last: its connections end with its network, which goes when this process does.
 
-    Not longer than `DELIVERY_SECONDS`, nor when a signal says that there is no time.
+    Not longer than `DELIVERY_SECONDS`, nor when a signal says that there is no time. `before` is how many sockets the
+    job's network had without the job.
     """
     deadline = time.monotonic() + DELIVERY_SECONDS
-    while unsent() and time.monotonic() < deadline and not job.signals().strip(bytes([_signal.SIGCHLD])):
+    while tcp_sockets() > before and unsent() and time.monotonic() < deadline:
+        if job.signals().strip(bytes([_signal.SIGCHLD])):
+            return
         time.sleep(DELIVERY_POLL_SECONDS)  # nothing tells when a connection without a process has delivered
+
+
+def tcp_sockets() -> int:
+    """How many TCP sockets the network namespace has, those that listen and those that no process has included.
+
+    The kernel counts them (`/proc/net/sockstat`), while for their states it goes through all of the machine's: 10 ms.
+    """
+    count = 0
+    for name in ("sockstat", "sockstat6"):
+        try:
+            with open(f"/proc/self/net/{name}") as file:
+                count += sum(int(words[2]) for words in map(str.split, file) if words[0] in ("TCP:", "TCP6:"))
+        except FileNotFoundError:
+            continue  # a kernel without IPv6
+    return count
 
 
 def unsent() -> bool:
@@ -355,7 +441,7 @@ def end(broker: Broker, lease: Fields, namespace: int) -> None:
             if broker.socket is None:
                 resume(broker, lease, namespace, END_SECONDS)
             if broker.socket is not None:
-                broker.ask("end", seconds=END_SECONDS)
+                keep_flights(broker.ask("end", seconds=END_SECONDS).get("flights"))
                 return
         except OSError as error:
             broker.close()
@@ -364,6 +450,17 @@ def end(broker: Broker, lease: Fields, namespace: int) -> None:
             reason = error
             break
     complain(f"the job's traffic may be missing in its ad: {reason}")
+
+
+def keep_flights(flights: str | None) -> None:
+    """Writes the job's flight recorder, if it has one, where its output is taken from."""
+    folder = environ.get("_CONDOR_SCRATCH_DIR")
+    if flights and folder:
+        try:
+            with open(f"{folder}/{FLIGHTS_FILE}", "w") as file:
+                file.write(flights + "\n")
+        except OSError as error:
+            complain(f"{FLIGHTS_FILE} cannot be written: {error.strerror}")
 
 
 def join(command: list[str], path: str) -> bool:
@@ -384,8 +481,12 @@ def join(command: list[str], path: str) -> bool:
         kernel("setns", network_namespace, CLONE_NEWNET)
         for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
             _signal.signal(number, _signal.SIG_DFL)
-        command = [*filter(None, [answer.get("chain")]), *command]
-        os.execvp(command[0], command)
+        job_environment()
+        gain_nothing()
+        command = [*chained(answer), *command]
+        import os
+
+        os.execvpe(command[0], command, environ)
     except OSError as error:
         raise CannotRun(EX_OSERR, f"{command[0]} cannot be run in the job's network: {error}") from error
     return True
@@ -393,34 +494,34 @@ def join(command: list[str], path: str) -> bool:
 
 def leave(status: int) -> None:
     """Ends as the job did: with its exit code, or by its signal (and without a core file of our own)."""
-    if os.WIFSIGNALED(status):
+    if posix.WIFSIGNALED(status):
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-        number = os.WTERMSIG(status)
+        number = posix.WTERMSIG(status)
         if number not in (_signal.SIGKILL, _signal.SIGSTOP):
             _signal.signal(number, _signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-    os._exit(os.WEXITSTATUS(status))
+        posix.kill(posix.getpid(), number)
+    posix._exit(posix.WEXITSTATUS(status))
 
 
 def complain(reason: str) -> None:
     """Says something on the job's stderr."""
-    os.write(2, os.fsencode(f"htcondor-vpn: {reason}\n"))
+    posix.write(2, encoded(f"htcondor-vpn: {reason}\n"))
 
 
 def main(argv: list[str]) -> None:
     """Runs the wrapper and does not return."""
     if _signal.getsignal(_signal.SIGINT) != _signal.SIG_IGN:
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # until the job runs: no traceback on its stderr
-    run_dir = os.path.dirname(os.path.dirname(os.path.abspath(argv[0])))
-    path = os.path.join(run_dir, "broker.sock")
+    program = argv[0] if argv[0].startswith("/") else f"{posix.getcwd()}/{argv[0]}"
+    path = program.rsplit("/", 2)[0] + "/broker.sock"
     command = argv[1:]
-    error_file = os.environ.get("_CONDOR_WRAPPER_ERROR_FILE")
+    error_file = environ.get("_CONDOR_WRAPPER_ERROR_FILE")
     try:
         if not command:
             raise CannotRun(EX_USAGE, "the job wrapper was started without a command")
-        if os.path.basename(command[0]) == "sshd":
+        if command[0].rpartition("/")[2] == "sshd":
             error_file = None  # a session that fails must not end the job
             if join(command, path):
                 return
@@ -430,7 +531,7 @@ def main(argv: list[str]) -> None:
         if error_file:
             with open(error_file, "w") as file:
                 file.write(error.reason + "\n")
-        os._exit(error.code)
+        posix._exit(error.code)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """Stands in for a condor_starter: runs hook or wrapper as its children, and answers chirp on its loopback.
 
 Usage: fake_starter.py LIBEXEC SCRATCH COMMAND ARGUMENT…  (the wrapper), or  fake_starter.py LIBEXEC SCRATCH --hook NAME
+or  fake_starter.py LIBEXEC SCRATCH --prepared SECONDS COMMAND ARGUMENT…  (the prepare hook; another job ad, `later.ad`
+in SCRATCH, as a file transfer may bring it; SECONDS, or until there is a file `go`; the wrapper). The slot's ad is
+`.machine.ad` in SCRATCH.
 Prints one JSON object: the wait status of its child, its output, what was chirped, and the milliseconds it took.
 """
 
@@ -39,6 +42,23 @@ def _talk(connection: socket.socket, told: dict[str, str]) -> None:
             lines.write(b"0\n" if welcome else b"-1\n")
 
 
+def prepare(libexec: Path, scratch: Path, environ: dict[str, str], seconds: float) -> None:
+    """Runs the prepare hook, then brings the job's files; a hook with something to say ends it all."""
+    ad = (scratch / ".job.ad").read_bytes()
+    done = subprocess.run(
+        [str(libexec / "prepare-job")], env=environ, cwd=scratch, input=ad, capture_output=True, timeout=100, check=True
+    )
+    if done.stdout:
+        print(json.dumps({"status": -1, "out": done.stdout.decode(), "err": done.stderr.decode()}))
+        raise SystemExit(0)
+    if (scratch / "later.ad").exists():
+        (scratch / "later.ad").rename(scratch / ".job.ad")
+    (scratch / "prepared").touch()
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and not (scratch / "go").exists():
+        time.sleep(0.02)
+
+
 def main() -> None:
     libexec, scratch, command = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
     told: dict[str, str] = {}
@@ -51,8 +71,12 @@ def main() -> None:
         "_CONDOR_SCRATCH_DIR": str(scratch),
         "_CONDOR_CHIRP_CONFIG": str(config),
         "_CONDOR_JOB_AD": str(scratch / ".job.ad"),
+        "_CONDOR_MACHINE_AD": str(scratch / ".machine.ad"),
         "_CONDOR_WRAPPER_ERROR_FILE": str(scratch / ".job_wrapper_failure"),
     }
+    if command[0] == "--prepared":
+        prepare(libexec, scratch, environ, float(command[1]))
+        command = command[2:]
     hook = command[0] == "--hook"
     argv = [str(libexec / command[1])] if hook else [str(libexec / "job-wrapper"), *command]
     stdin = (scratch / ".job.ad").read_bytes() if hook else b""

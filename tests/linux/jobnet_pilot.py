@@ -13,10 +13,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from htcondor_vpn.addresses import PILOT_V4, PILOT_V6
-from htcondor_vpn.jobnet import broker, hook, wrapper
+from htcondor_vpn.addresses import JOB_LINK, PILOT_V4, PILOT_V6
+from htcondor_vpn.jobnet import broker
+from htcondor_vpn.jobnet.policy.policy import make_policy, read_policy
 from htcondor_vpn.linux import ancestry, links, namespaces
 from htcondor_vpn.linux.netlink import Netlink
+from htcondor_vpn.pilot.launch import LIBEXEC
+from htcondor_vpn.pilot.run_folder import RunFolder
 from htcondor_vpn.settings import Settings
 
 HERE = Path(__file__).parent
@@ -36,14 +39,11 @@ class Pilot:
         self.jobs: list[int] = []
         self._namespaces: list[int] = []
         self._count = 0
+        self._rules = read_policy(self.settings)
+        self._memory = os.memfd_create("decisions")
 
     def __enter__(self) -> Pilot:
-        libexec = self.run_dir / "libexec"
-        libexec.mkdir(parents=True)
-        for name, module in (("job-wrapper", wrapper), ("prepare-job", hook), ("update-job-info", hook)):
-            program = libexec / name
-            program.write_text(f"#!{sys.executable} -IS\n{Path(module.__file__).read_text()}")
-            program.chmod(0o755)
+        RunFolder(self.run_dir).fill(LIBEXEC)
         self.tell_state("up")
         self._holder, self._hold = self._fork_holder()
         self.start_broker()
@@ -61,7 +61,7 @@ class Pilot:
         self._peer.wait(10)
         assert self._peer.stdout is not None
         self._peer.stdout.close()
-        for descriptor in self._namespaces:
+        for descriptor in (*self._namespaces, self._memory):
             os.close(descriptor)
 
     def _reap(self, pid: int) -> None:
@@ -122,7 +122,8 @@ class Pilot:
                 os.dup2(log, 2)
                 _log_to_stderr()
                 self.enter()
-                broker.serve(theirs, self.settings, self.run_dir)
+                policy = make_policy(self._rules, self.settings)
+                broker.serve(theirs, self.settings, self.run_dir, policy, self._memory)
                 code = 0
             except BaseException:
                 import traceback
@@ -182,7 +183,7 @@ class Pilot:
         """The names of the jobs' links that exist."""
         lines = self.output("/usr/sbin/ip", "-o", "link").splitlines()
         names = {line.split(": ")[1].split("@")[0] for line in lines}
-        return {name for name in names if name.startswith("htv")}
+        return {name for name in names if name.startswith(JOB_LINK)}
 
 
 def finished(starter: subprocess.Popen[bytes]) -> dict[str, Any]:

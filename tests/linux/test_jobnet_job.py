@@ -222,7 +222,7 @@ def _running_job(pilot: Pilot, ad: str = "VpnBandwidthMbps = 10") -> tuple[subpr
 
 def test_nothing_is_left_when_the_wrapper_is_killed(pilot: Pilot) -> None:
     starter, wrapper, _ = _running_job(pilot)
-    assert len(pilot.links()) == 2
+    assert len(pilot.links()) == 1
     os.kill(wrapper, signal.SIGKILL)
     assert finished(starter)["status"] == -signal.SIGKILL
     assert until(lambda: not pilot.links() and set(ancestry.processes_within(pilot.inner)) <= _own(pilot))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from jobnet_pilot import HERE, Pilot, finished, until
 
+from htcondor_vpn.addresses import SHAPER_NAMES
 from htcondor_vpn.testbed.headers import payload_bytes
 from htcondor_vpn.testbed.rates import assert_rate
 
@@ -36,6 +37,7 @@ def mbps_of(told: dict[str, Any], size: int) -> float:
     return size * 8 / float(told["out"]) / 1e6
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("verb", ["get", "put"])
 @pytest.mark.parametrize(("mbps", "flows"), [(5, 1), (50, 1), (50, 10), (500, 4)])
 def test_rate_is_what_was_asked_for(pilot: Pilot, verb: str, mbps: float, flows: int) -> None:
@@ -59,6 +61,7 @@ def test_counters_are_the_payload_and_its_headers(
     assert chirped["NetworkOutgoingExternal"] == chirped["ChirpNetworkBytesOut"]
 
 
+@pytest.mark.alone
 def test_defaults_limit_each_direction_by_its_knob(tmp_path: Path) -> None:
     with Pilot(tmp_path, job_up_mbps="20", job_down_mbps="40 Mbit/s") as pilot:
         for verb, mbps in (("put", 20), ("get", 40)):
@@ -66,6 +69,7 @@ def test_defaults_limit_each_direction_by_its_knob(tmp_path: Path) -> None:
             assert_rate(partial(transfer, pilot, verb, size), mbps, 0.06)
 
 
+@pytest.mark.alone
 def test_two_jobs_do_not_share_a_limit(pilot: Pilot) -> None:
     size = int(40e6 / 8)
 
@@ -105,9 +109,10 @@ def test_update_hook_tells_the_totals_so_far(pilot: Pilot) -> None:
 
 def test_limits_as_tc_shows_them(pilot: Pilot) -> None:
     starter = pilot.start_job("/bin/sleep", "1000", ad="VpnBandwidthMbps = 12.5")
-    assert until(lambda: len(pilot.links()) == 2)
-    for link in sorted(pilot.links()):
-        assert "rate 12500Kbit ceil 12500Kbit" in pilot.output("/usr/sbin/tc", "class", "show", "dev", link)
+    assert until(pilot.links)
+    for link in SHAPER_NAMES:
+        shown = pilot.output("/usr/sbin/tc", "class", "show", "dev", link)
+        assert "class htb 1:8000 root leaf 8000: prio 0 rate 12500Kbit ceil 12500Kbit" in shown
     starter.kill()
     starter.communicate()
 

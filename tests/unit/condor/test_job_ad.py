@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from htcondor_vpn.condor.job_ad import Expression, is_finite_number, parse_ad, parse_value
+from htcondor_vpn.condor.job_ad import Expression, is_finite_number, parse_ad, parse_lines, parse_value
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,10 @@ def test_a_long_value_takes_no_long_time(value: str, filling: str) -> None:
 def test_line_that_is_none(line: str) -> None:
     with pytest.raises(ValueError, match="line 2"):
         parse_ad(f"A = 1\n{line}")
+
+
+def test_lines_are_parsed_without_their_values() -> None:
+    ad = '# a comment\n\nAsked = 5 \nOther = strcat("a", "b")\nASKED = "6"'
+    assert parse_lines(ad) == {"asked": '"6"', "other": 'strcat("a", "b")'}
+    with pytest.raises(ValueError, match="line 2"):
+        parse_lines("A = 1\nno line")

@@ -1,0 +1,20 @@
+"""Which job wrapper of the site runs inside of ours."""
+
+import pytest
+
+from htcondor_vpn.jobnet import wrapper
+
+
+@pytest.mark.parametrize(
+    ("of_settings", "of_glidein", "wanted"),
+    [
+        ("", None, []),
+        ("/settings", None, ["/settings"]),
+        ("", "/glidein", ["/glidein"]),
+        ("/settings", "/the/job's", ["/settings"]),
+    ],
+)
+def test_the_sites_own_wrapper(monkeypatch, of_settings, of_glidein, wanted):
+    monkeypatch.setattr(wrapper, "environ", {} if of_glidein is None else {wrapper.CHAIN: of_glidein})
+    assert wrapper.chained({"chain": of_settings}) == wanted
+    assert wrapper.environ == {}, "the job does not see it"
