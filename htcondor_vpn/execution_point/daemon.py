@@ -1,0 +1,115 @@
+"""`htcondor-vpn execution-point`: the broker as a service of root's, for HTCondor whose daemons root runs.
+
+It makes a folder with its socket and with what HTCondor runs, and has the host forward for jobs. Told to end (SIGTERM)
+it takes everything away again; told to start anew (SIGHUP), or killed, it leaves jobs and their networks as they are,
+for the next one to take over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from htcondor_vpn.condor.programs import write_programs
+from htcondor_vpn.errors import AccountUnusable, RunFolderError
+from htcondor_vpn.execution_point.host_network import HostNetwork
+from htcondor_vpn.execution_point.place import ExecutionPoint
+from htcondor_vpn.gateway.service_manager import notify
+from htcondor_vpn.jobnet import hook, wrapper
+from htcondor_vpn.jobnet.broker import Broker
+from htcondor_vpn.jobnet.policy.policy import make_policy, read_policy
+from htcondor_vpn.settings import Settings
+
+_PROGRAMS = {
+    "job-wrapper": Path(wrapper.__file__), "prepare-job": Path(hook.__file__), "update-job-info": Path(hook.__file__),
+}  # fmt: skip
+_LOCK, _DECISIONS = "run.lock", "decisions"
+
+log = logging.getLogger(__name__)
+
+
+def run(settings: Settings, again: Sequence[str], announce: Callable[[str], None]) -> None:
+    """Serves until SIGTERM or SIGINT; `again` is the command line that SIGHUP executes in its place.
+
+    `announce` gets the line `ready`. Raises `VpnError`.
+    """
+    if os.geteuid() != 0:
+        raise AccountUnusable("only root can give the jobs of other accounts a network", "start it as root")
+    folder: Path = settings.execution_point_dir
+    policy = make_policy(read_policy(settings), settings)
+    lock = _take(folder)
+    network = HostNetwork(settings, folder)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    memory = os.open(folder / _DECISIONS, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    policy.open()
+    broker = asyncio.run(_serve(ours, again, announce, network, lambda: Broker(
+        theirs, settings, folder, ExecutionPoint(network), policy, memory, public=True
+    )))  # fmt: skip
+    notify("STOPPING=1")
+    broker.networks.end_all()
+    network.close()
+    shutil.rmtree(folder, ignore_errors=True)
+    os.close(lock)
+
+
+async def _serve(
+    ours: socket.socket,
+    again: Sequence[str],
+    announce: Callable[[str], None],
+    network: HostNetwork,
+    make: Callable[[], Broker],
+) -> Broker:
+    """Serves until it is told to end; returns the broker."""
+    loop = asyncio.get_running_loop()
+    broker = make()  # inside the loop, as its parts need it below Python 3.10
+    ours.setblocking(False)
+
+    def hear() -> None:
+        if json.loads(ours.recv(1 << 12)).get("ready"):
+            announce("ready")
+            notify("READY=1")
+
+    def end() -> None:
+        if ours.fileno() >= 0:
+            loop.remove_reader(ours)
+            ours.close()
+
+    def start_anew() -> None:
+        log.info("starts anew; jobs and their networks stay")
+        notify("RELOADING=1")
+        os.execv(again[0], list(again))  # as when it is killed, but that nobody has to start another one
+
+    loop.add_signal_handler(signal.SIGHUP, start_anew)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end)
+    network.open()
+    loop.add_reader(ours, hear)
+    await broker.run()
+    return broker
+
+
+def _take(folder: Path) -> int:
+    """Makes the folder with what HTCondor runs, for one broker alone; returns the lock. Raises `RunFolderError`."""
+    try:
+        folder.mkdir(mode=0o755, exist_ok=True)
+        status = folder.stat()
+        if status.st_uid != 0 or status.st_mode & 0o022:
+            raise RunFolderError(f"others than root may write into {folder}", f"chown root {folder}, and chmod 755")
+        folder.chmod(0o755)
+        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        write_programs(folder / "libexec", _PROGRAMS, 0o755)
+    except BlockingIOError as error:
+        raise RunFolderError(f"another broker serves in {folder}", "stop that one first") from error
+    except OSError as error:
+        cause = f"{folder} cannot be made: {error.strerror}"
+        raise RunFolderError(cause, "set HTCONDOR_VPN_EXECUTION_POINT_DIR") from error
+    return lock

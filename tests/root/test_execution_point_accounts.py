@@ -1,0 +1,134 @@
+"""The service of an execution point with jobs of several accounts: for the real root, in namespaces of its own.
+
+All files are in a tmpfs there: when its first process ends, nothing is left, and the machine has seen none of it.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from htcondor_vpn.linux.namespaces import die_with_parent
+
+CHECKOUT = Path(__file__).parents[2]
+ACCOUNTS = (60001, 60002)
+APART = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+
+
+def _obstacle() -> str:
+    """Returns why these tests cannot run here, or nothing."""
+    all_accounts = Path("/proc/self/uid_map").read_text().split() == ["0", "0", str(2**32 - 1)]
+    if os.geteuid() != 0 or not all_accounts:
+        return "this needs the machine's root: start `make test` or `pytest tests/root` as root"
+    tried = subprocess.run([*APART, "true"], capture_output=True, text=True, timeout=60)
+    return f"this root can make no namespaces: {tried.stderr.strip()}" if tried.returncode else ""
+
+
+#: A host with a link to the world, where 198.51.100.1 serves HTTP. Arguments: Python, a starter's text, a trial.
+HOST = """
+python=$1 starter=$2; shift 2
+umask 022
+mount -t tmpfs -o mode=755 run /run
+mkdir -p /run/netns /run/host/world
+cd /run/host
+cp "$(realpath "$python")" condor_starter
+printf %s "$starter" >starter.py
+echo from the world >world/file
+ip link set lo up
+ip netns add world
+ip link add up0 type veth peer name w0 netns world
+ip address add 192.0.2.2/24 dev up0
+ip link set up0 up
+ip -n world address add 192.0.2.1/24 dev w0
+ip -n world address add 198.51.100.1/32 dev lo
+ip -n world link set w0 up
+ip -n world link set lo up
+ip route add default via 192.0.2.1
+ip netns exec world "$python" -m http.server 8080 --bind 198.51.100.1 --directory world >/dev/null 2>&1 &
+"$python" -c "$@"
+"""
+
+#: Stands in for root's starter: becomes the job's account for the wrapper alone.
+STARTER = """
+import json, os, subprocess, sys
+uid, scratch, libexec, *command = sys.argv[1:]
+os.mkdir(scratch)
+os.chown(scratch, int(uid), int(uid))
+with open(f"{scratch}/.job.ad", "w") as ad:
+    ad.write('MyType = "Job"\\nVpnBandwidthMbps = 50\\n')
+env = {"PATH": os.environ["PATH"], "_CONDOR_JOB_AD": f"{scratch}/.job.ad"}
+done = subprocess.run([f"{libexec}/job-wrapper", *command], user=int(uid), group=int(uid), extra_groups=[], env=env,
+                      cwd=scratch, capture_output=True, text=True)
+print(json.dumps([done.returncode, done.stdout, done.stderr]))
+"""
+
+#: Runs on that host: the service, then what is asked of it; prints one JSON object.
+TRIAL = """
+import json, os, select, subprocess, sys, time
+checkout, accounts = sys.argv[1], json.loads(sys.argv[2])
+argv = [sys.executable, "-m", "htcondor_vpn.cli.main", "execution-point", "--dir", "/run/htcondor-vpn"]
+service = subprocess.Popen(argv, cwd=checkout, stdout=subprocess.PIPE, stderr=open("broker.log", "w"), text=True)
+assert service.stdout.readline() == "ready\\n", open("broker.log").read()
+environ = {**os.environ, "PYTHONHOME": sys.base_prefix}
+job = ("id -u; grep -c 'CapEff:.0000000000000000' /proc/self/status; grep -c 'NoNewPrivs:.1' /proc/self/status;"
+       "curl -s -m 10 http://198.51.100.1:8080/file; ping -c 1 -W 5 198.51.100.1 | grep -c '1 received';"
+       "nsenter -t 1 -n true 2>&1 | grep -c denied; curl -s -m 5 http://192.0.2.2:22/ || echo refused")
+def starter(uid, name, *command, **more):
+    argv = ["starter.py", str(uid), f"/run/host/{name}", "/run/htcondor-vpn/libexec", *command]
+    return subprocess.Popen(["./condor_starter", "-S", *argv], env=environ, stdout=subprocess.PIPE, text=True, **more)
+running = [starter(uid, f"job{uid}", "/bin/sh", "-c", job) for uid in accounts]
+told = {"jobs": [json.loads(each.communicate(timeout=60)[0]) for each in running]}
+wrapper = ["setpriv", f"--reuid={accounts[0]}", f"--regid={accounts[0]}", "--clear-groups"]
+said = subprocess.run([*wrapper, "/run/htcondor-vpn/libexec/job-wrapper", "true"], capture_output=True, text=True)
+told["stranger"] = [said.returncode, said.stderr]
+code = "import subprocess; print(subprocess.run(['/run/htcondor-vpn/libexec/job-wrapper', 'true']).returncode)"
+said = subprocess.run([*wrapper, "./condor_starter", "-S", "-c", code], env=environ, capture_output=True, text=True)
+told["ordinary starter"] = [said.stdout.strip(), said.stderr]
+service.terminate()
+told["service"] = service.wait(20)
+told["links"] = subprocess.run(["ip", "link"], capture_output=True, text=True).stdout.count("htv")
+told["tables"] = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True).stdout
+told["forwarding"] = open("/proc/sys/net/ipv4/ip_forward").read().strip()
+print(json.dumps(told))
+"""
+
+
+@pytest.fixture(scope="module")
+def told():
+    if obstacle := _obstacle():
+        pytest.skip(obstacle)
+    trial = [TRIAL, str(CHECKOUT), json.dumps(ACCOUNTS)]
+    done = subprocess.run(
+        [*APART, "sh", "-euc", HOST, "host", sys.executable, STARTER, *trial], capture_output=True, text=True,
+        timeout=120, preexec_fn=functools.partial(die_with_parent, signal.SIGKILL),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("number", range(len(ACCOUNTS)))
+def test_each_account_has_its_network_and_no_power(told, number):
+    code, said, complaint = told["jobs"][number]
+    assert code == 0, complaint
+    assert said.splitlines() == [str(ACCOUNTS[number]), "1", "1", "from the world", "1", "1", "refused"]
+
+
+@pytest.mark.parametrize("who", ["stranger", "ordinary starter"])
+def test_an_account_gets_none_without_a_starter_of_roots(told, who):
+    code, complaint = told[who]
+    assert str(code) == "75"
+    assert "was not started by a condor_starter of root's" in complaint
+
+
+def test_nothing_is_left(told):
+    assert told["service"] == 0
+    assert told["links"] == 0
+    assert "htcondor_vpn" not in told["tables"]
+    assert told["forwarding"] == "0"
