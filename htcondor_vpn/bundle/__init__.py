@@ -1,0 +1,1 @@
+"""`htcondor-vpn bundle`: one file with everything that a bare node needs."""

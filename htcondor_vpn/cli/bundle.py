@@ -1,0 +1,35 @@
+"""`htcondor-vpn bundle -o FILE`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from htcondor_vpn.bundle.build import build, sign
+from htcondor_vpn.bundle.contents import HELPERS
+from htcondor_vpn.cli.output import say
+from htcondor_vpn.errors import UsageError
+
+_DEFAULT = "nft,iptables"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="the bundle to write")
+    parser.add_argument("--with-python", action="store_true", help="take along the Python that runs this")
+    parser.add_argument(
+        "--helpers", default=_DEFAULT, metavar="LIST",
+        help=f"programs to take along, of {', '.join(HELPERS)}, or none (default: {_DEFAULT})",
+    )  # fmt: skip
+    parser.add_argument("--sign", type=Path, metavar="KEY", help="a private key of ssh's: sign it, into FILE.sig")
+
+
+def run(args: argparse.Namespace) -> int:
+    helpers = [] if args.helpers == "none" else [word.strip() for word in args.helpers.split(",")]
+    if unknown := set(helpers) - set(HELPERS):
+        raise UsageError(f"{', '.join(sorted(unknown))}: no such helper", f"choose from {', '.join(HELPERS)}, or none")
+    made = build(args.output, helpers, args.with_python)
+    say(f"{args.output}: {made.size_bytes / 1e6:.1f} MB, {made.contents}")
+    say(f"sha256 of what is packed: {made.digest}")
+    if args.sign:
+        say(f"signed: {sign(args.output, args.sign)}")
+    return 0

@@ -1,0 +1,196 @@
+"""The script at a bundle's head: where it unpacks what is behind it, what it refuses, and what it says of itself."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import pytest
+
+from htcondor_vpn.bundle.contents import is_used
+
+FOLDER = f"htvpn-cache-{os.getuid()}"
+
+
+def cached(above):
+    return sorted(path.name for path in above.glob("htvpn-cache-*/*"))
+
+
+@pytest.mark.parametrize("shell", [(), ("sh",), ("bash", "--posix")])
+def test_a_noun_is_what_the_installed_command_does(bundle, shell):
+    done = bundle.run("config", "check", shell=shell)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "there are no configuration files" in done.stdout
+
+
+def test_an_error_and_its_code_are_the_commands_own(bundle):
+    done = bundle.run("run", "--", "true")
+    assert done.returncode == 78
+    assert "no gateway is configured" in done.stderr
+
+
+def test_nouns_that_a_node_has_no_use_for_are_left_out(bundle):
+    said = bundle.run("config", "--help").stdout + bundle.run("gateway").stderr
+    assert "invalid choice: 'gateway'" in said
+
+
+def test_its_folder_is_not_taken_for_a_pilots(bundle):
+    assert "no pilot of yours was found" in bundle.run("status").stdout
+
+
+def test_without_arguments_it_says_how_it_is_used(bundle):
+    done = bundle.run()
+    assert done.returncode == 64
+    assert "--verify" in done.stderr
+
+
+def test_the_umask_is_the_callers_again(bundle):
+    script = f"umask 027; {bundle.path} run --gateway 127.0.0.1:1 -- true; umask"
+    bundle.unpack()
+    done = subprocess.run(["sh", "-c", script], env=bundle.environment, capture_output=True, text=True, check=False)
+    assert done.stdout.strip().endswith("027")
+
+
+def test_a_later_start_uses_what_the_first_has_unpacked(bundle, tmp_path):
+    folder = bundle.unpack()
+    assert folder.parent == tmp_path / "tmp" / FOLDER
+    before = (folder / "count").stat().st_ctime_ns
+    assert bundle.unpack() == folder
+    assert (folder / "count").stat().st_ctime_ns == before
+    assert folder.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_what_is_compiled_meanwhile_does_not_count(bundle):
+    folder = bundle.unpack()
+    bundle.run("config", "check")
+    assert list(folder.rglob("__pycache__/*.pyc"))
+    before = folder.stat().st_ino
+    assert bundle.unpack().stat().st_ino == before
+
+
+def test_a_folder_from_which_something_was_removed_is_made_anew(bundle):
+    folder = bundle.unpack()
+    lost = folder / "app/htcondor_vpn/errors.py"
+    lost.unlink()
+    assert bundle.unpack() == folder
+    assert lost.exists()
+    assert cached(folder.parents[1]) == [folder.name]
+
+
+def test_many_at_once_unpack_one_folder(bundle, tmp_path):
+    argv = bundle.argv("--unpack")
+    processes = [subprocess.Popen(argv, env=bundle.environment, stdout=subprocess.PIPE, text=True) for _ in range(8)]
+    said = {process.communicate(timeout=60)[0] for process in processes}
+    assert [process.returncode for process in processes] == [0] * 8
+    assert len(said) == 1
+    assert [path.name for path in (tmp_path / "tmp" / FOLDER).iterdir()] == [Path(said.pop().strip()).name]
+
+
+def test_one_that_is_killed_leaves_nothing_that_counts(bundle, tmp_path):
+    process = subprocess.Popen(bundle.argv("--unpack"), env=bundle.environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    while not list((tmp_path / "tmp").glob("*/.new.*")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    folder = bundle.unpack()
+    assert (folder / "app/__main__.py").exists()
+    for leftover in folder.parent.glob(".new.*"):
+        os.utime(leftover, (0, 0))
+    shutil.rmtree(folder)
+    bundle.unpack()
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize("kind", ["link", "writable", "file"])
+def test_what_lies_there_already_and_is_not_safe_is_not_used(bundle, tmp_path, kind):
+    theirs = tmp_path / "tmp" / FOLDER
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    if kind == "link":
+        theirs.symlink_to(elsewhere)
+    elif kind == "file":
+        theirs.touch()
+    else:
+        theirs.mkdir()
+        theirs.chmod(0o777)
+    folder = bundle.unpack()
+    assert re.fullmatch(rf"{FOLDER}\.\w{{6}}", folder.parent.name)
+    assert folder.parents[1] == tmp_path / "tmp"
+    assert not list(elsewhere.iterdir())
+    assert bundle.unpack() == folder, "the other folder is found again"
+
+
+def test_a_folder_that_was_named_is_the_only_one(bundle, tmp_path):
+    assert bundle.unpack(HTVPN_CACHE=tmp_path / "mine").parent == tmp_path / "mine"
+    done = bundle.run("--unpack", HTVPN_CACHE="/proc/mine")
+    assert done.returncode == 74
+    assert "HTVPN_CACHE" in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770])
+def test_a_folder_that_was_named_and_is_not_safe_is_refused(bundle, tmp_path, mode):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine").chmod(mode)
+    before = sorted(tmp_path.iterdir())
+    assert bundle.run("--unpack", HTVPN_CACHE=tmp_path / "mine").returncode == 74
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_every_module_inside_can_be_imported(bundle):
+    """Each must find what it imports among what a node gets; HTCondor's own Python modules come with HTCondor.
+
+    A Python that goes along has to have what they use of the standard library.
+    """
+    app = bundle.unpack() / "app"
+    code = (
+        "import importlib, pkgutil, sys\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "import htcondor_vpn\n"
+        "for module in pkgutil.walk_packages(htcondor_vpn.__path__, 'htcondor_vpn.'):\n"
+        "    try: importlib.import_module(module.name)\n"
+        "    except ModuleNotFoundError as error:\n"
+        "        if error.name != 'classad2': raise\n"
+        "for name, module in sorted(sys.modules.items()): print(name, getattr(module, '__file__', None), sep='\\t')\n"
+    )
+    argv = [sys.executable, "-ISB", "-c", code, str(app)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    modules = dict(line.split("\t") for line in done.stdout.splitlines())
+    assert sum(name.startswith("htcondor_vpn.") for name in modules) > 100
+    library = Path(sysconfig.get_path("stdlib"))
+    loaded = [Path(file) for file in modules.values() if Path(file).is_relative_to(library)]
+    assert len(loaded) > 100
+    assert [path for path in loaded if not is_used(path.relative_to(library))] == []
+
+
+def test_a_folder_with_blanks_in_its_name(bundle, tmp_path):
+    assert bundle.unpack(TMPDIR=tmp_path / "t m p'$x").parents[1] == tmp_path / "t m p'$x"
+
+
+def test_a_bundle_that_was_cut_is_not_run(bundle, tmp_path):
+    cut = tmp_path / "cut"
+    content = bundle.path.read_bytes()
+    cut.write_bytes(content[: len(content) // 2])
+    cut.chmod(0o755)
+    for words in (["--verify"], ["config", "check"]):
+        done = bundle._replace(path=cut).run(*words)
+        assert done.returncode == 65
+        assert "damaged" in done.stderr
+    assert not cached(tmp_path / "tmp")
+
+
+def test_a_node_without_python(bundle):
+    done = bundle.run("config", "check", HTVPN_PYTHON="/bin/true-not /bin/false")
+    assert done.returncode == 72
+    assert "--with-python" in done.stderr
+
+
+def test_it_says_what_is_inside(bundle):
+    said = bundle.run("--version").stdout
+    assert re.match(r"htcondor-vpn \d.*asn1crypto \d.*h11 \d.*sha256 [0-9a-f]{64}$", said)
