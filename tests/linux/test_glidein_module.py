@@ -1,0 +1,178 @@
+"""The in-glidein module on a node that reaches but a web proxy: the last script runs inside, and ends in order."""
+
+import contextlib
+import random
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+from bundle_site import FETCH, WANTED
+from engine_site import NAME_SERVERS, pilots_processes
+from glidein_side import Stage, failure_type
+
+from htcondor_vpn.testbed.condor_folder import wait_until
+from htcondor_vpn.testbed.logs import wait_for_log
+from htcondor_vpn.testbed.proxies import Squid
+
+#: In the place of condor_startup.sh.
+LAST = f"""#!/bin/bash
+echo "last script $$ $*"
+pwd
+grep NoNewPrivs /proc/self/status
+bash -c {shlex.quote(FETCH)}
+trap 'echo got TERM; exit 7' TERM
+sleep 1000 &
+echo waits
+wait
+"""
+
+
+@pytest.fixture(scope="module")
+def squid(site, services, tmp_path_factory):
+    with Squid(site.dmz, tmp_path_factory.mktemp("squid")) as squid:
+        yield squid
+
+
+@pytest.fixture
+def stage(tmp_path, bundle, squid):
+    stage = Stage(tmp_path)
+    (tmp_path / "htcondor-vpn.conf").write_text(
+        f"HTCONDOR_VPN_ENGINE = proxy\nHTCONDOR_VPN_PROXIES = {squid.endpoint}\n"
+        f"HTCONDOR_VPN_NAME_SERVERS = {NAME_SERVERS}\n"
+    )
+    (stage.folder / "condor_startup.sh").write_text(LAST)
+    stage.add_module("entry", bundle, tmp_path / "htcondor-vpn.conf")
+    return stage
+
+
+@pytest.fixture
+def tmp(tmp_path_factory):
+    """The node's place for temporary files; its path is short enough for sockets in it."""
+    return tmp_path_factory.mktemp("t")
+
+
+@pytest.fixture
+def start(site, stage, tmp_path, tmp):
+    """Starts the glidein on the node, and returns its process and its log."""
+    processes = []
+
+    def start(*launcher):
+        log = tmp_path / "log"
+        environ = {"HTVPN_PYTHON": sys.executable, "TMPDIR": str(tmp)}
+        processes.append(site.node.start([*launcher, *stage.argv], log=log, cwd=stage.start_folder, env=environ))
+        return processes[-1], log
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def nothing_is_left(site, stage, tmp):
+    """A check that nothing of the tunnel or of the glidein runs, and that its run folder is gone."""
+    before = pilots_processes(site)
+
+    def check(deadline_seconds=15):
+        def gone():
+            return pilots_processes(site) <= before and not list(tmp.glob("htcondor-vpn-*"))
+
+        wait_until("nothing is left", deadline_seconds, lambda: gone() or None)
+
+    return check
+
+
+def test_the_last_script_runs_inside_and_the_glideins_end_is_the_tunnels(stage, start, nothing_is_left):
+    process, log = start()
+    wait_for_log(log, b"^waits$", process, timeout_seconds=60)
+    text = log.read_text()
+    assert WANTED in text, text
+    assert "last script" in text
+    assert "NoNewPrivs:\t1" in text
+    assert str(next(stage.start_folder.glob("glide_*"))) + "\n" in text
+    process.terminate()
+    assert process.wait(15) == 0
+    assert "got TERM" in log.read_text()
+    nothing_is_left()
+    assert not list(stage.start_folder.glob("glide_*"))
+
+
+def test_its_process_and_its_exit_code_are_those_of_the_last_script(stage, start, nothing_is_left):
+    (stage.folder / "condor_startup.sh").write_text('#!/bin/bash\necho "I am $$, of $PPID: $*"\nexit 5\n')
+    process, log = start()
+    assert process.wait(60) == 5, log.read_text()
+    assert f", of {process.pid}: glidein_config\n" in log.read_text()
+    nothing_is_left()
+
+
+def test_a_glidein_that_is_wrapped_needs_no_stub(stage, start, bundle, tmp_path, nothing_is_left):
+    stage.attribute("HTVPN_BUNDLE", "/nonexistent")
+    launcher = ["sh", str(bundle), "run", "--config", str(tmp_path / "htcondor-vpn.conf"), "--"]
+    process, log = start(*launcher)
+    wait_for_log(log, b"^waits$", process, timeout_seconds=60)
+    assert WANTED in log.read_text(), log.read_text()
+    assert not list(stage.start_folder.glob("glide_*/main/*.inside"))
+    process.terminate()
+    assert process.wait(15) == 0
+    nothing_is_left()
+
+
+@pytest.mark.parametrize("_", range(3))
+def test_told_to_end_at_any_moment(stage, start, _, nothing_is_left):
+    seconds = random.uniform(0, 4)
+    print(f"told to end after {seconds:.3f} s")
+    process, _log = start()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    process.terminate()
+    process.wait(15)
+    nothing_is_left(30)
+
+
+def test_a_glidein_that_is_killed_takes_everything_with_it(stage, start, nothing_is_left):
+    process, log = start()
+    wait_for_log(log, b"^waits$", process, timeout_seconds=60)
+    process.kill()
+    process.wait()
+    nothing_is_left(30)  # what the last script left has its time, and is killed then
+
+
+def test_without_the_tunnel_the_last_script_is_not_run(stage, start, tmp_path, nothing_is_left):
+    (tmp_path / "kills").write_text(
+        '#!/bin/bash\nkill -KILL "$(sed -n "s/^HTVPN_HOLDER //p" glidein_config)"\n'
+        'while [ -d "$(sed -n "s/^GLIDEIN_VPN_RUN_DIR //p" glidein_config)" ]; do sleep 0.1; done\n'
+        "main/error_gen.sh -ok kills\n"
+    )
+    stage.add("entry", tmp_path / "kills", "exec")
+    process, log = start()
+    assert process.wait(60) == 1
+    text = log.read_text()
+    assert failure_type(text) == "Network", text
+    assert "the tunnel is gone" in text
+    assert "last script " not in text
+    nothing_is_left()
+
+
+def test_a_proxy_that_does_not_answer(stage, start, squid, nothing_is_left):
+    stage.attribute("HTVPN_SETUP_SECONDS", 0)
+    conf = stage.folder / "htcondor-vpn.conf"
+    conf.write_text(
+        conf.read_text().replace(f":{squid.port}", ":3999") + "HTCONDOR_VPN_CONNECT_TIMEOUT = 2 s\n"
+    )
+    process, log = start()
+    assert process.wait(60) == 1
+    assert failure_type(log.read_text()) == "Network", log.read_text()
+    nothing_is_left()
+
+
+def test_told_to_end_while_the_tunnel_comes_up(stage, start, tmp, nothing_is_left):
+    """bash ends at once then, and its script does not know."""
+    process, log = start()
+    wait_until("the tunnel is begun", 60, lambda: list(tmp.glob("htcondor-vpn-*")) or None)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    nothing_is_left()
+    shutil.rmtree(next(stage.start_folder.glob("glide_*")))
