@@ -19,8 +19,16 @@ PILOT_V6 = IPv6Address("fd68:7463:6f6e::1")
 #: Where the engine's transparent listening sockets are bound inside.
 TPROXY_PORT = 15001
 
+#: Where the broker listens for the job hooks, on the loopback inside; hook.bash knows it too.
+HOOK_PORT = 15002
+
 #: The mark of packets that were handed to the engine.
 TPROXY_MARK = 1
+
+#: The marks of packets that are answered by a refusal, as what was asked to carry them decided (`Refusal`), and of
+#: those that a job's policy forbids.
+REFUSAL_MARKS = (2, 3, 4, 5)
+POLICY_MARK = 6
 
 #: The queue (NFQUEUE) in which SYNs wait for the far side's answer.
 HOLD_QUEUE = 1
@@ -45,24 +53,32 @@ WIREGUARD_V6 = IPv6Network("fd68:7463:6f6e:2::/64")
 OCSERV_V4 = IPv4Network("198.18.64.0/18")
 OCSERV_V6 = IPv6Network("fd68:7463:6f6e:3::/64")
 
-#: Interface names; the number of the job network follows. `JOB_LINK` is the broker's end of the veth.
+#: Interface names: the broker's end of a job's veth, which the number of the job network follows, and the job's end.
 JOB_LINK = "htvj"
-JOB_UPLINK_SHAPER = "htvi"
 INSIDE_JOB = "eth0"
 
+#: The links (ifb) through which all jobs' traffic passes to be shaped: what they send, and what they receive.
+SHAPER_NAMES = ("htvup", "htvdown")
 
-#: Job network n has the links of index FIRST_INDEX + 2n and + 1 in the inner namespace, so that a link's index is known
-#: before it is made, and whose link it is by its index.
+#: Job network n has the link of index FIRST_INDEX + 2n in the inner namespace, so that a link's index is known before
+#: it is made, and whose link it is by its index.
 FIRST_INDEX = 1 << 16
+SHAPER_INDICES = (FIRST_INDEX - 2, FIRST_INDEX - 1)
+
+
+#: Locally administered, as those of virtual links are.
+_HARDWARE = b"\x02\x68\x74"
 
 
 class JobLink(NamedTuple):
-    """The two ends of one job's link, IPv4 (/31) and IPv6 (/127)."""
+    """The two ends of one job's link: IPv4 (/31), IPv6 (/127), and hardware addresses that end in the job's number."""
 
     broker_v4: IPv4Address
     job_v4: IPv4Address
     broker_v6: IPv6Address
     job_v6: IPv6Address
+    broker_hardware: bytes
+    job_hardware: bytes
 
 
 def job_link(number: int) -> JobLink:
@@ -70,7 +86,8 @@ def job_link(number: int) -> JobLink:
     if not 0 <= number < MAX_JOBS:
         raise IndexError(f"job network {number} is not in 0..{MAX_JOBS - 1}")
     v4, v6 = JOB_LINKS_V4[2 * number], JOB_LINKS_V6[2 * number]
-    return JobLink(v4, v4 + 1, v6, v6 + 1)
+    hardware = (_HARDWARE + bytes([end]) + number.to_bytes(2, "big") for end in (0, 1))
+    return JobLink(v4, v4 + 1, v6, v6 + 1, *hardware)
 
 
 def may_send(source: str, interface: int) -> bool:

@@ -80,7 +80,7 @@ class Macros:
     def read(self, path: Path) -> None:
         """Reads one file. Raises `ConfigUnreadable` for a file or a line that HTCondor would not take either."""
         depth = 0
-        lines = _logical_lines(_text_of(path))
+        lines = logical_lines(text_of(path))
         for number, line, doubt in lines:
             origin = Origin(str(path), number)
             conditional = _CONDITIONAL.fullmatch(line)
@@ -204,7 +204,8 @@ def _closing_parenthesis(text: str, start: int) -> int:
     return -1
 
 
-def _text_of(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """Reads a file whole; raises `ConfigUnreadable`."""
     # Other sites' comments may be in any encoding; surrogateescape keeps their bytes without judging them.
     try:
         text = path.read_text(encoding="utf-8", errors="surrogateescape")
@@ -227,7 +228,7 @@ def _here_text(lines: Iterator[tuple[int, str, str]], tag: str, origin: Origin) 
     raise ConfigUnreadable(f"{origin}: `@={printable(tag)}` is not ended", f"add a line `@{printable(tag)}`")
 
 
-def _logical_lines(text: str) -> Iterator[tuple[int, str, str]]:
+def logical_lines(text: str) -> Iterator[tuple[int, str, str]]:
     """Yields (number of the first line, the line with its continuations, why it is doubtful or "").
 
     As HTCondor's reader: a line is trimmed at both ends, a backslash at its end joins the next; a comment line does not

@@ -7,6 +7,7 @@ COMMAND has started, and 126 or 127 where it cannot be started, as env(1) and th
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 
 
 class VpnError(Exception):
@@ -39,7 +40,7 @@ class ConfigUnreadable(VpnError):
 
 
 class AccountUnusable(VpnError):
-    """Root has no ordinary account to become, or that account cannot read what it needs."""
+    """Root has no ordinary account to become, or that account cannot read what it needs; or only root can do it."""
 
     exit_code = 81
 
@@ -86,6 +87,18 @@ class CatcherUnavailable(VpnError):
     exit_code = 82
 
 
+class JobCountingUnavailable(VpnError):
+    """The kernel cannot count jobs' traffic, or cannot keep jobs to their destinations: it lacks parts of nftables."""
+
+    exit_code = 93
+
+
+class LedgerUnreadable(VpnError):
+    """A ledger of jobs, or what is known of the running ones, cannot be read."""
+
+    exit_code = 94
+
+
 class TokenRefused(VpnError):
     """The gateway does not accept our token."""
 
@@ -114,6 +127,12 @@ class ConfigError(VpnError):
     """A knob's value is wrong: unknown name, wrong unit, out of range, or two knobs that contradict."""
 
     exit_code = 78  # EX_CONFIG
+
+
+class PolicyError(VpnError):
+    """The policy of job networks is wrong: a line, a key, an expression, a destination."""
+
+    exit_code = 91
 
 
 class TokenUnusable(VpnError):
@@ -146,6 +165,12 @@ class GatewayNotRunning(VpnError):
     exit_code = 90
 
 
+class NodeUnsuitable(VpnError):
+    """`htcondor-vpn doctor`: the default way does not work on this node."""
+
+    exit_code = 92
+
+
 class LimitReached(VpnError):
     """A limit of this account leaves no room for the pilot's processes or file descriptors."""
 
@@ -173,4 +198,10 @@ class CommandNotFound(VpnError):
 
 def by_name(name: str, cause: str, remedy: str) -> VpnError:
     """Makes the error that another process of ours reported by its class' name; a plain `VpnError` if unknown."""
-    return {kind.__name__: kind for kind in VpnError.__subclasses__()}.get(name, VpnError)(cause, remedy)
+    return {kind.__name__: kind for kind in _kinds(VpnError)}.get(name, VpnError)(cause, remedy)
+
+
+def _kinds(kind: type[VpnError]) -> Iterator[type[VpnError]]:
+    for below in kind.__subclasses__():
+        yield below
+        yield from _kinds(below)

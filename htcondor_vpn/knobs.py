@@ -70,6 +70,9 @@ KNOBS: tuple[Knob, ...] = (
     _knob("ENGINE_ORDER", "list of words", "", "stream, wireguard, openconnect, proxy, socks5, ssh",
           is_a.list_of(_engine),
           "In which order `auto` tries the engines. It passes over those that nothing is configured for."),
+    _knob("ENGINE_WORKERS", "whole number", "", "0", is_a.integer(0, 32),
+          """How many processes relay flows: 0 is one for each processor core that the pilot may use, at most 4; with
+          1 the engine does it itself."""),
     _knob("GATEWAYS", "list of HOST:PORT", "", "", is_a.gateways,
           """The gateways. Flows are spread over all that answer, in proportion to `;weight=NUMBER` behind an entry (1
           where there is none; 0 is for a reserve) and to what each has free; the first of these is the one that is
@@ -80,7 +83,8 @@ KNOBS: tuple[Knob, ...] = (
     _knob("GATEWAY_PIN", "list of pins", "", "", is_a.list_of(is_a.pin),
           """Accept a gateway whose public key has one of these digests (`pin-sha256:…`, as the gateway writes them
           to `gateway.pin`)."""),
-    _knob("GATEWAY_PIN_FILE", "path", "", "", is_a.path, "A file with such pins, one a line; read at start."),
+    _knob("GATEWAY_PIN_FILE", "path", "", "", is_a.path,
+          "A file with such pins, one a line. It is read again when it changes."),
     _knob("GATEWAY_CA_FILE", "path", "", "", is_a.path,
           """Accept a gateway whose certificate this CA file vouches for, with the gateway's name in it. Used where no
           pin is set."""),
@@ -141,6 +145,9 @@ KNOBS: tuple[Knob, ...] = (
           /tmp, which is removed at the end. The path must be short: a socket is in it."""),
     _knob("CONNECT_TIMEOUT", "time", "s", "30", is_a.quantity(is_a.SECONDS, 1, 3600),
           "How long a start may try until a gateway answers."),
+    _knob("WAIT_AFTER_COMMAND", "time", "s", "0", is_a.quantity(is_a.SECONDS, 0, 3600),
+          """How long what COMMAND has left running may take to end by itself, before it is killed. A signal cuts that
+          short. htvpn-launch sets it, since a glidein does not wait for its condor_master."""),
     _knob("PROBE_INTERVAL", "time", "s", "3", is_a.quantity(is_a.SECONDS, 0.1, 300),
           "How often the tunnel is probed."),
     _knob("PROBE_TIMEOUT", "time", "s", "4", is_a.quantity(is_a.SECONDS, 0.1, 300),
@@ -160,11 +167,30 @@ KNOBS: tuple[Knob, ...] = (
           "The rate at which a job may send, unless it asks for another; 0 is no limit."),
     _knob("JOB_DOWN_MBPS", "rate", "Mbit/s", "0", _rate,
           "The rate at which a job may receive, unless it asks for another; 0 is no limit."),
+    _knob("JOBS_UP_MBPS", "rate", "Mbit/s", "0", _rate,
+          """The rate at which all jobs together may send. Each has a part of it in any case, by its accounting group
+          and its cpus, and others use what it leaves. 0 is `UP_MBPS`; if that is 0, too, nothing is divided."""),
+    _knob("JOBS_DOWN_MBPS", "rate", "Mbit/s", "0", _rate,
+          "The rate at which all jobs together may receive, likewise. 0 is `DOWN_MBPS`."),
     _knob("JOB_MAX_MBPS", "rate", "Mbit/s", "1000", is_a.quantity(is_a.MBPS, 0.001, 1e6),
           "The highest rate that a job may ask for with `+VpnBandwidthMbps`; a job that asks for more is held."),
+    _knob("JOB_POLICY_FILE", "path", "", "", is_a.path,
+          """The policy of job networks: which job gets which network, rates and destinations, by rules of ClassAd
+          expressions (docs/job-policy.md). Where no rule matches, and without a file, the knobs above decide."""),
+    _knob("JOB_LEDGER_DIR", "path", "", "", is_a.path,
+          """Where the ledger of this pilot's jobs is kept: in a file of its own in this folder, which may lie on a
+          shared file system and serve many pilots; without it, in the run folder."""),
     _knob("JOB_WRAPPER", "path", "", "", is_a.path,
           """The site's own USER_JOB_WRAPPER, for ours has taken its place: it is run inside the job's network, with the
           job's command as its arguments."""),
+    _knob("EXECUTION_POINT_DIR", "path", "", "/run/htcondor-vpn", is_a.path,
+          """Execution points with root: the folder of `htcondor-vpn execution-point`, with its socket and what HTCondor
+          runs. It must be on a file system in memory, as /run is, for what it says holds until the next boot."""),
+    _knob("EXECUTION_POINT_ALLOW", "list of networks", "", "", is_a.list_of(is_a.network),
+          """Execution points with root: networks that jobs may reach by the host's network although they are private
+          (RFC 1918, RFC 6598, RFC 4193). The host itself, loopback and link-local destinations are always refused."""),
+    _knob("EXECUTION_POINT_DENY", "list of NETWORK [port N[-M]]", "", "", denied_destinations,
+          "Execution points with root: destinations that no job may reach, separated by commas."),
     _knob("GATEWAY_KIND", "word", "", "stream", is_a.choice("stream", "wireguard", "ocserv"),
           """Gateway: what `htcondor-vpn gateway` runs: `stream`, a gateway of ours for the engine `stream`;
           `wireguard`, a WireGuard server for the engine of that name, and for every other client of WireGuard;

@@ -11,7 +11,8 @@ from pathlib import Path
 from htcondor_vpn.cli.output import plain, say
 from htcondor_vpn.cli.reference import PAGES
 from htcondor_vpn.config_sources import Sources, config_files
-from htcondor_vpn.errors import ConfigError, ConfigUnreadable
+from htcondor_vpn.errors import ConfigError, ConfigUnreadable, PolicyError, ProgramMissing
+from htcondor_vpn.jobnet.policy.policy import examine_policy
 from htcondor_vpn.knobs import KNOBS, PREFIX
 from htcondor_vpn.settings import ENVIRONMENT_PREFIX, Settings, examine
 
@@ -47,12 +48,14 @@ def _without_knobs(environ: Mapping[str, str]) -> dict[str, str]:
 
 def _check(sources: Sources, environ: Mapping[str, str]) -> int:
     settings, problems = examine(sources.files, environ)
+    if settings.job_policy_file is not None:
+        problems += examine_policy(settings.job_policy_file)
     for warning in (*sources.warnings, *settings.warnings):
         say(f"warning: {plain(warning)}")
     for problem in problems:
         print(f"error: {plain(str(problem))}", file=sys.stderr)
     codes = {problem.exit_code for problem in problems}
-    for error in (ConfigUnreadable, ConfigError):
+    for error in (ConfigUnreadable, ConfigError, PolicyError, ProgramMissing):
         if error.exit_code in codes:
             return error.exit_code
     names = ", ".join(str(path) for path in sources.files) or "there are no configuration files"
@@ -67,4 +70,3 @@ def _show(settings: Settings) -> int:
         lines += [f"# {origin}", f"{knob.name} = {settings.texts.get(knob.name) or knob.default}".rstrip()]
     say("\n".join(map(plain, lines)))
     return 0
-

@@ -43,6 +43,15 @@ def date(seconds: float) -> str:
     return "never" if seconds == float("inf") else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
+def size(count: float) -> str:
+    """Writes a number of bytes in units of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
 def print_table(rows: Sequence[tuple[str, ...]]) -> None:
     """Prints `rows` of equal length, the first of which is the header, in columns."""
     widths = [max(map(len, column)) for column in zip(*rows)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from htcondor_vpn.knobs import KNOBS, PREFIX
-from htcondor_vpn.publish.advertiser import ATTRIBUTES, STALE_SECONDS
+from htcondor_vpn.publish.advertiser import ATTRIBUTES, JOB_ATTRIBUTES, STALE_SECONDS
 from htcondor_vpn.settings import ENVIRONMENT_PREFIX
 
 _GENERATED = "<!-- Written by `htcondor-vpn config docs {page}`: change the table in the code, not this page. -->\n"
@@ -45,7 +45,10 @@ are separated by commas or spaces. `~` in a path is the home folder.
 
 def attributes_page() -> str:
     """Returns docs/attributes.md."""
-    rows = [(f"`{a.name}`", a.type, a.unit, " ".join(a.text.split())) for a in ATTRIBUTES]
+    rows, of_jobs = (
+        [(f"`{a.name}`", a.type, a.unit, " ".join(a.text.split())) for a in attributes]
+        for attributes in (ATTRIBUTES, JOB_ATTRIBUTES)
+    )
     return (
         "# Slot attributes\n\n"
         + _GENERATED.format(page="attributes")
@@ -65,7 +68,12 @@ The file's `START` asks for `MY.VpnState =?= "up"`: a slot takes jobs only while
 more:
 
     requirements = TARGET.VpnDownMbps >= 100 && TARGET.VpnLatencyMs < 50
+
+A slot whose job has a network says what that job has moved ([job-networks.md](job-networks.md) has the attributes of
+the job itself):
+
 """
+        + _table(("attribute", "type", "unit", "meaning"), of_jobs)
     )
 
 

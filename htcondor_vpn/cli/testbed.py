@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -21,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "run",
         help="run a command while a simulated site is up",
         description="Run COMMAND while a simulated site is up, the world's services included. COMMAND finds the "
-        "commands `node`, `dmz` and `world` on its PATH, which run a command on that host as an ordinary user; "
-        "`ip -n node …` and so on show the hosts' networks.",
+        "commands `node`, `dmz` and `world` on its PATH, which run a command on that host as an ordinary user, and "
+        "`htcondor-vpn`; `ip -n node …` and so on show the hosts' networks.",
     )
     run_parser.add_argument("--on", choices=(NODE, DMZ, WORLD), help="run COMMAND itself on this host")
     run_parser.add_argument("--rate-mbps", type=float, help="rate of the node's link each way, Mbit/s")
@@ -50,11 +51,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _launchers(site: Site) -> Path:
-    """Writes a command for each host that runs what it is given there, and returns their folder."""
+    """Writes a command for each host that runs what it is given there, and `htcondor-vpn`; returns their folder."""
     folder = site.folder / "bin"
     folder.mkdir()
-    for host in (site.node, site.dmz, site.world):
-        launcher = folder / host.name
-        launcher.write_text(host.launcher())
+    own = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m htcondor_vpn.cli.main "$@"\n'
+    launchers = {host.name: host.launcher() for host in (site.node, site.dmz, site.world)}
+    for name, text in {**launchers, "htcondor-vpn": own}.items():
+        launcher = folder / name
+        launcher.write_text(text)
         launcher.chmod(0o755)
     return folder

@@ -14,18 +14,19 @@ from htcondor_vpn.settings import Settings
 from htcondor_vpn.tunnel.carriers.private_names import PrivateNames
 from htcondor_vpn.tunnel.ladder import Ladder
 from htcondor_vpn.tunnel.routes import NodeNetwork, Outlet, Rejection, Route
+from htcondor_vpn.tunnel.workers.workers import Workers
 
 _OUTLETS: dict[str, Outlet | None] = {TUNNEL: None, DIRECT: NodeNetwork(), REJECT: Rejection()}
 
 
-def detours(settings: Settings) -> Callable[[Path], Sequence[Route]]:
-    """Returns what makes the routes, given a folder that it may make, in the engine's process; raises as `maker`."""
+def detours(settings: Settings) -> Callable[[Path, Workers], Sequence[Route]]:
+    """Returns what makes the routes, in the engine's process, given a folder that it may make; raises as `maker`."""
     makers = {rule.by: _maker(rule, settings) for rule in settings.routes if rule.way not in _OUTLETS}
 
-    def routes(folder: Path) -> list[Route]:
+    def routes(folder: Path, workers: Workers) -> list[Route]:
         if makers:
             folder.mkdir(mode=0o700, exist_ok=True)
-        ladders = {by: Ladder([make(folder)]) for by, make in makers.items()}
+        ladders = {by: Ladder([make(folder, workers)]) for by, make in makers.items()}
         found = []
         for rule in settings.routes:
             ladder = ladders.get(rule.by)

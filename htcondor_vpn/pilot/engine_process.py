@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from htcondor_vpn.linux.ancestry import Identity
 from htcondor_vpn.linux.channel import Channel
@@ -12,18 +13,19 @@ from htcondor_vpn.tunnel.engine import Engine, EngineReport, InnerSockets
 _CANCEL_SECONDS = 0.5
 
 
-def run_engine(channel: Channel, engine: Engine, sockets: InnerSockets | None) -> Identity | None:
-    """Runs `engine` until the supervisor is gone. Sends its reports as {"report": …}.
+def run_engine(channel: Channel, make_engine: Callable[[], Engine], sockets: InnerSockets | None) -> Identity | None:
+    """Runs the engine that `make_engine` makes until the supervisor is gone. Sends its reports as {"report": …}.
 
     Serves `sockets`, or those that come with a message {"kinds": …, "inner": …}; returns the latter, the identity of
     the inner user namespace, if that message came.
     """
     # Not asyncio.run, which would wait for a look-up that hangs in a name server's silence.
-    return asyncio.new_event_loop().run_until_complete(_run(channel, engine, sockets))
+    return asyncio.new_event_loop().run_until_complete(_run(channel, make_engine, sockets))
 
 
-async def _run(channel: Channel, engine: Engine, sockets: InnerSockets | None) -> Identity | None:
+async def _run(channel: Channel, make_engine: Callable[[], Engine], sockets: InnerSockets | None) -> Identity | None:
     inner: Identity | None = None
+    engine = make_engine()  # here, since events and locks belong to the loop that they are made in, below Python 3.10
     if sockets is not None:
         engine.serve(sockets)
     work = asyncio.ensure_future(engine.run(lambda report: _tell(channel, report)))

@@ -12,25 +12,28 @@ from htcondor_vpn.linux import wireguard_go
 from htcondor_vpn.linux.programs import find_program
 from htcondor_vpn.settings import Settings
 from htcondor_vpn.tunnel.carrier import Carrier
+from htcondor_vpn.tunnel.carriers.gateway_connections import GatewayConnections
 from htcondor_vpn.tunnel.carriers.gateways import Gateway
 from htcondor_vpn.tunnel.carriers.http_proxy import HttpProxy, ThroughProxy
 from htcondor_vpn.tunnel.carriers.openconnect import Login, OpenConnect, find_library
 from htcondor_vpn.tunnel.carriers.proxied import ProxiedCarrier, Proxy
-from htcondor_vpn.tunnel.carriers.server import Endpointed, Server
+from htcondor_vpn.tunnel.carriers.server import Endpointed, Server, Way
 from htcondor_vpn.tunnel.carriers.socks5 import Socks5
 from htcondor_vpn.tunnel.carriers.ssh import START_SECONDS, SshForward
-from htcondor_vpn.tunnel.carriers.token import TokenFile, check_private_key, read_credentials
+from htcondor_vpn.tunnel.carriers.token import check_private_key, read_credentials, renewed_token
 from htcondor_vpn.tunnel.carriers.wireguard import WireguardCarrier
 from htcondor_vpn.tunnel.carriers.wireguard_config import read_config
 from htcondor_vpn.tunnel.members import Lone, Member, Named
 from htcondor_vpn.tunnel.pool import Pool
+from htcondor_vpn.tunnel.workers.workers import Workers
 from htcondor_vpn.wire.dialing import Endpoint
-from htcondor_vpn.wire.trust import Trust, read_pins
+from htcondor_vpn.wire.renewed import Renewed
+from htcondor_vpn.wire.trust import Pins, Trust, read_pins
 
-#: Makes carriers, or a pool of them, given a folder for what they need there; called in the engine's process, as often
-#: as there is a new one.
+#: Makes carriers, or a pool of them, given a folder for what they need there and the workers that are to open their
+#: flows; called in the engine's process, as often as there is a new one.
 Make = Callable[[Path], Sequence[Carrier]]
-MakePool = Callable[[Path], Pool]
+MakePool = Callable[[Path, Workers], Pool]
 
 #: By which knob each engine is configured, and its value.
 _HOSTS = {
@@ -52,14 +55,14 @@ _DNS_PORT = 53
 _PROBE_SHARE = 0.75
 
 
-def engine_pools(settings: Settings) -> Callable[[Path], list[Pool]]:
-    """Returns what makes the pools to choose from, given the run folder, in the order in which they are to be tried.
+def engine_pools(settings: Settings) -> Callable[[Path, Workers], list[Pool]]:
+    """Returns what makes the pools to choose from, in the order in which they are to be tried; see `MakePool`.
 
     Everything that can be wrong with the settings is found here: raises `ConfigError`, `ConfigUnreadable`,
     `TokenUnusable` or `ProgramMissing`.
     """
     makers = [maker(kind, settings) for kind in _chosen(settings)]
-    return lambda run_dir: [make(run_dir) for make in makers]
+    return lambda run_dir, workers: [make(run_dir, workers) for make in makers]
 
 
 def maker(kind: str, settings: Settings) -> MakePool:
@@ -74,36 +77,42 @@ def maker(kind: str, settings: Settings) -> MakePool:
         "ssh": _login_nodes,
     }  # fmt: skip
     make = kinds[kind](settings)
-    return lambda folder: Pool(kind, [Lone(carrier) for carrier in make(folder)], *_times(settings))
+    return lambda folder, _: Pool(kind, [Lone(carrier) for carrier in make(folder)], *_times(settings))
 
 
 def gateway_maker(gateways: Sequence[GatewayEndpoint], settings: Settings) -> MakePool:
     """Returns what makes the pool of these gateways; raises as `engine_pools`."""
-    pins = settings.gateway_pin
-    if settings.gateway_pin_file is not None:
-        pins = (*pins, *read_pins(settings.gateway_pin_file))
     certificate = None
     if settings.certificate_file is not None:
         check_private_key(settings.key_file)
         certificate = settings.certificate_file, settings.key_file
     trust = Trust(_pins(settings), settings.gateway_ca_file, certificate)
-    token = TokenFile(settings.token_file) if settings.token_file or not certificate else None
+    token = renewed_token(settings.token_file) if settings.token_file or not certificate else None
     via = settings.via_proxy
     credentials = _proxy_credentials(settings) if via else None
 
-    def member(host: str, port: int, weight: float) -> Member:
-        if via is not None:  # the proxy resolves the name, and chooses among its addresses
-            proxy = HttpProxy(via[0], via[1], f"{PREFIX}VIA_PROXY", credentials)
-            return Lone(Gateway(host, port, trust, token, ThroughProxy(proxy, host, port)), weight)
-        if is_address(host):
-            return Lone(Gateway(host, port, trust, token), weight)
+    def make(_: Path, workers: Workers) -> Pool:
+        workers.admit(trust, token)
 
-        def at(endpoint: Endpoint) -> Carrier:
-            return Gateway(host, port, trust, token, Endpointed(endpoint), address=endpoint[1][0])
+        def gateway(host: str, port: int, way: Way | None = None, address: str = "") -> Carrier:
+            connections = GatewayConnections(host, port, trust, token, way, address)
+            return Gateway(connections, workers.opener(connections))
 
-        return Named(host, port, f"{PREFIX}GATEWAYS", at, weight)
+        def member(host: str, port: int, weight: float) -> Member:
+            if via is not None:  # the proxy resolves the name, and chooses among its addresses
+                proxy = HttpProxy(via[0], via[1], f"{PREFIX}VIA_PROXY", credentials)
+                return Lone(gateway(host, port, ThroughProxy(proxy, host, port)), weight)
+            if is_address(host):
+                return Lone(gateway(host, port), weight)
 
-    return lambda _: Pool("stream", [member(*gateway) for gateway in gateways], *_times(settings))
+            def at(endpoint: Endpoint) -> Carrier:
+                return gateway(host, port, Endpointed(endpoint), endpoint[1][0])
+
+            return Named(host, port, f"{PREFIX}GATEWAYS", at, weight)
+
+        return Pool("stream", [member(*each) for each in gateways], *_times(settings))
+
+    return make
 
 
 def _times(settings: Settings) -> tuple[float, float]:
@@ -195,9 +204,13 @@ def _vpn_servers(settings: Settings) -> Make:
     return make
 
 
-def _pins(settings: Settings) -> tuple[str, ...]:
-    more = read_pins(settings.gateway_pin_file) if settings.gateway_pin_file is not None else ()
-    return (*settings.gateway_pin, *more)
+def _pins(settings: Settings) -> Pins:
+    """The pins now: those of the setting, and those that the file holds."""
+    given = settings.gateway_pin
+    if settings.gateway_pin_file is None:
+        return lambda: given
+    file = Renewed(settings.gateway_pin_file, read_pins, "what it held last")
+    return lambda: (*given, *file())
 
 
 def _proxied(settings: Settings, start_seconds: float = 0.0) -> Callable[[Proxy], Carrier]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from htcondor_vpn.errors import NamespacesUnavailable
 from htcondor_vpn.jobnet.broker import serve as serve_jobs
+from htcondor_vpn.jobnet.policy.policy import make_policy
+from htcondor_vpn.jobnet.policy.source import Source
 from htcondor_vpn.linux import mounts
 from htcondor_vpn.linux.ancestry import Identity, identity, kill_within
 from htcondor_vpn.linux.channel import Channel
@@ -47,15 +50,18 @@ class InnerNamespaces(NamedTuple):
             os.close(descriptor)
 
 
-def make_and_serve(channel: Channel, folder: RunFolder, settings: Settings, nft: str) -> None:
+def make_and_serve(
+    channel: Channel, folder: RunFolder, settings: Settings, nft: str, rules: Source | None, memory: int
+) -> None:
     """The first broker's process: makes the namespaces, then the catcher, hands out the sockets, and serves.
 
     Says {"made": true}; told {"catch": families, "udp": whether}, it answers {"kinds": …} with the sockets, which are
-    not kept here.
+    not kept here. Of the policy (`rules`) a first mistake is told before anything is made; `memory` is for `serve`.
     """
     try:
+        policy = make_policy(rules, settings)
         if _make(channel, folder, settings, nft):
-            serve_jobs(channel.sock, settings, folder.path)
+            serve_jobs(channel.sock, settings, folder.path, policy, memory)
     finally:
         clear_up(channel, folder)
 
@@ -66,6 +72,7 @@ def _make(channel: Channel, folder: RunFolder, settings: Settings, nft: str) -> 
     try:
         mounts.keep_mounts_to_ourselves()
         _only_our_resolver(folder.resolv_conf)
+        _keep_programs_from_jobs(folder)
     except OSError as error:
         raise NamespacesUnavailable(
             f"{error.filename} cannot be replaced inside: {error.strerror}", "ask whether mounts are forbidden here"
@@ -82,12 +89,19 @@ def _make(channel: Channel, folder: RunFolder, settings: Settings, nft: str) -> 
     return True
 
 
-def enter_and_serve(namespaces: InnerNamespaces, channel: Channel, folder: RunFolder, settings: Settings) -> None:
+def enter_and_serve(
+    namespaces: InnerNamespaces,
+    channel: Channel,
+    folder: RunFolder,
+    settings: Settings,
+    rules: Source | None,
+    memory: int,
+) -> None:
     """A later broker's process: enters the namespaces that exist, and serves."""
     namespaces.enter()
     namespaces.close()
     try:
-        serve_jobs(channel.sock, settings, folder.path)
+        serve_jobs(channel.sock, settings, folder.path, make_policy(rules, settings), memory)
     finally:
         clear_up(channel, folder)
 
@@ -103,7 +117,16 @@ def clear_up(channel: Channel, folder: RunFolder, user_namespace: Identity | Non
     except OSError:
         if user_namespace is not None:
             kill_within(user_namespace)
+        for path in (folder.libexec, folder.path):
+            with suppress(OSError):  # the engine is not in that mount namespace
+                mounts.unmount(path)
         folder.release()
+
+
+def _keep_programs_from_jobs(folder: RunFolder) -> None:
+    """A job has the pilot's uid: it may not lay its own wrapper where the next job's is looked for. Raises OSError."""
+    mounts.pin(folder.path)
+    mounts.pin(folder.libexec, read_only=True)
 
 
 def _only_our_resolver(resolv_conf: Path) -> None:

@@ -13,15 +13,17 @@ from pathlib import Path
 import htcondor_vpn.jobnet
 import htcondor_vpn.publish
 from htcondor_vpn.errors import LimitReached
+from htcondor_vpn.jobnet.policy.policy import read_policy
 from htcondor_vpn.linux.signals import SignalDescriptor
 from htcondor_vpn.pilot.detours import detours, private_names
 from htcondor_vpn.pilot.engines import engine_pools
-from htcondor_vpn.pilot.run_folder import RunFolder
+from htcondor_vpn.pilot.run_folder import BASH, RunFolder
 from htcondor_vpn.pilot.supervisor import FORWARDED, Supervisor
 from htcondor_vpn.settings import Settings
 from htcondor_vpn.tunnel.catching.catcher import find_nft
 from htcondor_vpn.tunnel.engine import Engine
 from htcondor_vpn.tunnel.stream import StreamEngine
+from htcondor_vpn.tunnel.workers.workers import Workers, worker_count
 
 _JOBNET = Path(htcondor_vpn.jobnet.__path__[0])
 _PUBLISH = Path(htcondor_vpn.publish.__path__[0])
@@ -29,12 +31,16 @@ _PUBLISH = Path(htcondor_vpn.publish.__path__[0])
 #: What the supervisor and the broker need with a few jobs. The engine raises its own limit as far as it may.
 _DESCRIPTORS = 64
 
-#: What HTCondor runs: the module, and the interpreter's options. What runs once per job starts without `site`.
+_HOOK = _JOBNET / ("hook.bash" if BASH.exists() else "hook.py")
+
+#: What HTCondor runs, by name.
 LIBEXEC = {
-    "job-wrapper": (_JOBNET / "wrapper.py", "-IS"),
-    "prepare-job": (_JOBNET / "hook.py", "-IS"),
-    "update-job-info": (_JOBNET / "hook.py", "-IS"),
-    "advertise": (_PUBLISH / "advertiser.py", "-IS"),
+    "job-wrapper": _JOBNET / "wrapper.py",
+    "prepare-job": _HOOK,
+    "update-job-info": _HOOK,
+    "pool-prepare-job": _JOBNET / "pool_hook.sh",
+    "pool-update-job-info": _JOBNET / "pool_hook.sh",
+    "advertise": _PUBLISH / "advertiser.py",
 }
 
 
@@ -44,7 +50,7 @@ def launch(settings: Settings, argv: Sequence[str], environment: Mapping[str, st
     Raises VpnError where it could not be started, and `Interrupted` where a signal came first.
     """
     make_pools, make_routes = engine_pools(settings), detours(settings)
-    nft = find_nft()
+    nft, rules = find_nft(), read_policy(settings)
     _hold_standard_descriptors()
     _check_descriptor_limit()
     signals = SignalDescriptor(FORWARDED | {signal.SIGCHLD})  # from here on there is something to clear up
@@ -56,10 +62,13 @@ def launch(settings: Settings, argv: Sequence[str], environment: Mapping[str, st
         folder.fill(LIBEXEC)
 
         def engine() -> Engine:
-            rates = settings.up_mbps, settings.down_mbps
-            return StreamEngine(make_pools(folder.path), rates, make_routes(folder.detours), private_names(settings))
+            workers = Workers(worker_count(settings.engine_workers))
+            return StreamEngine(
+                make_pools(folder.path, workers), (settings.up_mbps, settings.down_mbps),
+                make_routes(folder.detours, workers), private_names(settings), workers=workers,
+            )  # fmt: skip
 
-        return Supervisor(settings, folder, signals, settings.engine, engine, nft).run(argv, environment)
+        return Supervisor(settings, folder, signals, settings.engine, engine, nft, rules).run(argv, environment)
     except OSError as error:
         logging.getLogger(__name__).exception("the pilot ends")
         if (limit := LimitReached.of(error)) is not None:

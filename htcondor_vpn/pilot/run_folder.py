@@ -7,14 +7,17 @@ import logging
 import os
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from htcondor_vpn.addresses import PILOT_V4
+from htcondor_vpn.condor.programs import write_programs
 from htcondor_vpn.errors import RunFolderError
+
+#: The interpreter of scripts.
+BASH = Path("/bin/bash")
 
 #: How COMMAND, and HTCondor's configuration, find the folder.
 ENVIRONMENT_VARIABLE = "HTCONDOR_VPN_RUN_DIR"
@@ -23,7 +26,8 @@ _LONGEST_SOCKET_PATH = 107  # unix(7)
 _PREFIX = "htcondor-vpn-"
 _SOCKET = "broker.sock"
 _DETOURS = "r"  # no longer than need be: sockets are in it
-_OURS = (_SOCKET, _DETOURS, "resolv.conf", "libexec", "run.lock")
+_JOBS = "jobs.json"  # what is known of running jobs now; their ledger stays
+_OURS = (_SOCKET, _DETOURS, _JOBS, "resolv.conf", "libexec", "run.lock")
 
 
 class RunFolder:
@@ -80,6 +84,11 @@ class RunFolder:
         return self.path / "resolv.conf"
 
     @property
+    def libexec(self) -> Path:
+        """The programs that HTCondor runs."""
+        return self.path / "libexec"
+
+    @property
     def detours(self) -> Path:
         """For what engines need there that serve a route; it may not exist."""
         return self.path / _DETOURS
@@ -91,24 +100,11 @@ class RunFolder:
         except OSError as error:
             raise _unusable(self.path, error) from error
 
-    def fill(self, programs: Mapping[str, tuple[Path, str]]) -> None:
-        """Writes `resolv.conf`, and an executable into `libexec/` for each name: a module's file, and the
-        interpreter's options for it. Raises `RunFolderError`.
-
-        The executables are copies: HTCondor's configuration needs one path, whichever Python and package we run from.
-        They name the interpreter by a link beside them: its own path may be too long for a first line, or have blanks.
-        """
+    def fill(self, programs: Mapping[str, Path]) -> None:
+        """Writes `resolv.conf`, and `libexec/` (condor/programs.py); raises `RunFolderError`."""
         try:
             self.resolv_conf.write_text(f"# the tunnel's resolver\nnameserver {PILOT_V4}\n")
-            libexec = self.path / "libexec"
-            libexec.mkdir(mode=0o700, exist_ok=True)
-            python = libexec / "python"
-            python.unlink(missing_ok=True)
-            python.symlink_to(sys.executable)
-            for name, (module, options) in programs.items():
-                program = libexec / name
-                program.write_text(f"#!{python} {options}\n" + module.read_text(encoding="utf-8"))
-                program.chmod(0o700)
+            write_programs(self.libexec, programs, 0o700)
         except OSError as error:
             raise _unusable(self.path, error) from error
 

@@ -24,6 +24,8 @@ from htcondor_vpn.errors import (
     VpnError,
     by_name,
 )
+from htcondor_vpn.jobnet.policy.source import Source
+from htcondor_vpn.linux.ancestry import processes_within
 from htcondor_vpn.linux.channel import Channel
 from htcondor_vpn.linux.children import Child, fork_child
 from htcondor_vpn.linux.loop import Loop
@@ -74,7 +76,8 @@ class Interrupted(Exception):
 
 class Supervisor:
     """One pilot. `signals` are `FORWARDED` and SIGCHLD; `make_engine` makes the engine, in its process, which is called
-    `engine_name` until it says of which kind it is; `nft` is the path of that program.
+    `engine_name` until it says of which kind it is; `nft` is the path of that program; `rules` is the jobs' policy,
+    None without a policy file.
     """
 
     def __init__(
@@ -85,8 +88,11 @@ class Supervisor:
         engine_name: str,
         make_engine: Callable[[], Engine],
         nft: str,
+        rules: Source | None,
     ) -> None:
-        self._settings, self._folder, self._signals, self._nft = settings, folder, signals, nft
+        self._settings, self._folder, self._signals, self._nft, self._rules = settings, folder, signals, nft, rules
+        #: What a broker has to know of the one before; without a name, so that no job can change it.
+        self._memory = os.memfd_create("decisions")
         self._make_engine = make_engine
         self._loop = Loop()
         self._tunnel = TunnelStatus(folder.path, engine_name)
@@ -101,6 +107,7 @@ class Supervisor:
         self._broker_ready = self._catching = False
         self._pauses: dict[str, tuple[float, float]] = {}
         self._status: int | None = None
+        self._hurried = False
 
     def run(self, argv: Sequence[str], environment: Mapping[str, str]) -> int:
         """Runs `argv` inside, once the tunnel is up, and returns its wait status.
@@ -123,6 +130,7 @@ class Supervisor:
             self._refresh_state()
             self._watch_engine()
             self._loop.run_until(lambda: self._command is None)
+            self._loop.run_until(self._nobody_is_awaited, self._settings.wait_after_command)
             assert self._status is not None
             return self._status
         except (VpnError, Interrupted) as error:
@@ -150,6 +158,8 @@ class Supervisor:
         for received in self._signals.read():
             if received.number == signal.SIGCHLD:
                 self._reap_orphans()
+            elif self._status is not None:
+                self._hurried = self._hurried or received.number in _ENDING
             elif self._command is None:
                 if received.number in _ENDING and received.number not in self._signals.ignored_before:
                     raise Interrupted(received.number)
@@ -164,7 +174,7 @@ class Supervisor:
         within = self._namespaces.identity() if self._namespaces else None
 
         def work(channel: Channel) -> None:
-            told = run_engine(channel, self._make_engine(), sockets)
+            told = run_engine(channel, self._make_engine, sockets)
             inner.clear_up(channel, self._folder, told or within)
 
         self._engine = fork_child("engine", work, self._signals.mask_before, keep)
@@ -216,15 +226,20 @@ class Supervisor:
         if namespaces is None:
             self._broker = fork_child(
                 "broker",
-                lambda channel: inner.make_and_serve(channel, self._folder, self._settings, self._nft),
+                lambda channel: inner.make_and_serve(
+                    channel, self._folder, self._settings, self._nft, self._rules, self._memory
+                ),
                 self._signals.mask_before,
+                [self._memory],
             )
         else:
             self._broker = fork_child(
                 "broker",
-                lambda channel: inner.enter_and_serve(namespaces, channel, self._folder, self._settings),
+                lambda channel: inner.enter_and_serve(
+                    namespaces, channel, self._folder, self._settings, self._rules, self._memory
+                ),
                 self._signals.mask_before,
-                namespaces,
+                [*namespaces, self._memory],
             )
             self._tell(self._broker, {"families": list(self._families)})
         self._loop.watch(self._broker.channel, self._broker_said)
@@ -336,6 +351,15 @@ class Supervisor:
         self._status = self._command.reap()
         log.info("COMMAND ended with wait status %d", self._status)
         self._command = None
+
+    def _nobody_is_awaited(self) -> bool:
+        """Whether all that COMMAND left running has ended, or we were told not to wait for it.
+
+        What ends there becomes our child before it does, so that SIGCHLD has us look again.
+        """
+        assert self._namespaces is not None
+        ours = () if self._broker is None else (self._broker.pid,)
+        return self._hurried or all(pid in ours for pid in processes_within(self._namespaces.identity()))
 
     # The end
 

@@ -25,6 +25,7 @@ import time
 from typing import Any, NamedTuple
 
 STATE_FILE = "state.json"
+JOBS_FILE = "jobs.json"
 VERSION = 1
 STATES = ("starting", "connecting", "up", "down", "stopping", "stopped", "failed")
 
@@ -33,6 +34,7 @@ STALE_SECONDS = 30.0
 POLL_SECONDS = 0.5
 REFRESH_SECONDS = 10.0
 MAX_STATE_BYTES = 65536
+MAX_JOBS_BYTES = 1 << 24
 MAX_INTEGER = 2**63 - 1  # a ClassAd's integers have 64 bits
 
 #: What ends an ad: the startd sends it with its next update, or at once.
@@ -78,6 +80,15 @@ ATTRIBUTES = (
     Attribute("VpnSince", "since", "integer", "unix s", "When the present state began."),
 )
 
+#: What a slot says of the job in it, by the fields of `Observer.jobs`; undefined without a job that has a network.
+JOB_ATTRIBUTES = (
+    Attribute("VpnJobBytesIn", "bytes_in", "integer", "bytes", "What the slot's job has received so far."),
+    Attribute("VpnJobBytesOut", "bytes_out", "integer", "bytes", "What the slot's job has sent so far."),
+    Attribute("VpnJobConnections", "connections", "integer", "", "Connections that the slot's job has had."),
+    Attribute("VpnJobPeakMbpsIn", "peak_in_mbps", "real", "Mbit/s", "Its highest rate of receiving, over 5 s."),
+    Attribute("VpnJobPeakMbpsOut", "peak_out_mbps", "real", "Mbit/s", "Its highest rate of sending, over 5 s."),
+)
+
 #: How packets travel, with an engine that sends packets.
 TRANSPORTS = ("", "dtls", "tls")
 
@@ -87,6 +98,7 @@ ONLY_WHILE_UP = ("up_mbps", "down_mbps", "latency_ms")
 # Neither of these lets a quote, a backslash or a line's end through: a string literal then needs no escaping, which
 # HTCondor's old and new ClassAd syntax do differently.
 _ENGINE = re.compile(r"[a-z][a-z0-9-]{0,31}")
+_SLOT = re.compile(r"slot[0-9]{1,6}(?:_[0-9]{1,6})?")
 _GATEWAY = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}")
 
 
@@ -227,6 +239,69 @@ class Observer:
         return self._fields
 
 
+class Jobs:
+    """Reads a run folder's jobs.json when it has changed."""
+
+    def __init__(self, run_dir: str) -> None:
+        self._file = os.path.join(run_dir, JOBS_FILE)
+        self._seen: tuple[int, ...] = ()
+        self._jobs: dict[str, Fields] = {}
+
+    def by_slot(self) -> dict[str, Fields]:
+        """Returns the checked fields of the job in each slot that has one; none where the file says nonsense."""
+        try:
+            status = os.stat(self._file)
+            seen = (status.st_mtime_ns, status.st_ino, status.st_size)
+            if seen != self._seen:
+                self._seen = seen
+                with open(self._file, "rb") as file:
+                    self._jobs = parse_jobs(file.read(MAX_JOBS_BYTES))
+        except (OSError, ValueError):
+            self._jobs = {}
+        return self._jobs
+
+
+def parse_jobs(data: bytes) -> dict[str, Fields]:
+    """Returns the fields of the job in each slot, each checked; raises ValueError."""
+    try:
+        accounts = [job["account"] for job in json.loads(data)["jobs"]]
+        found: dict[str, Fields] = {}
+        for account in accounts:
+            slot = account["slot"]
+            if account["ended"] is None and isinstance(slot, str) and _SLOT.fullmatch(slot):
+                received, sent, *_ = account["totals"]
+                connections = sum(moved[-1] for moved in account["classes"].values())
+                counts = {"bytes_in": received, "bytes_out": sent, "connections": connections}
+                found[slot] = {name: _integer(counts, name, 0, MAX_INTEGER) for name in counts}
+                for name in ("peak_in_mbps", "peak_out_mbps"):
+                    found[slot][name] = _number(account, name, 0, 1e9)
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"it is not what it should be: {error}") from None
+    return found
+
+
+def slot_advertisement(slot: str, fields: Fields) -> str:
+    """Returns the ad of one slot's job, which goes into that slot alone (its name begins so); no fields: undefined."""
+    lines = [f"{name} = {literal(type_, fields.get(field))}\n" for name, field, type_, _, _ in JOB_ATTRIBUTES]
+    return "".join(lines) + f'SlotName = "{slot}@"\n- {slot}\n'
+
+
+class SlotAdvertiser:
+    """Decides what is to be printed of the jobs, and when; like `Advertiser`, it knows nothing of files or clocks."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, Fields] = {}
+        self._when = -math.inf
+
+    def due(self, jobs: dict[str, Fields], now: float) -> str:
+        """Returns what to print at `now` (a clock that only goes forward, s), or ""."""
+        if now - self._when < REFRESH_SECONDS or jobs == self._told:
+            return ""
+        changed = [slot for slot in sorted({*jobs, *self._told}) if jobs.get(slot) != self._told.get(slot)]
+        self._told, self._when = jobs, now
+        return "".join(slot_advertisement(slot, jobs.get(slot, {})) for slot in changed)
+
+
 def advertised(fields: Fields) -> Fields:
     """Returns each attribute's value, None where there is none to tell."""
     up = fields["state"] == "up"
@@ -295,17 +370,28 @@ def reconfigure_startd() -> None:
         print(f"the startd was not told to send its ads at once: {error}", file=sys.stderr)
 
 
+def write_all(descriptor: int, data: bytes) -> None:
+    """Writes all of `data`, where a pipe takes it in parts."""
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
 def main(arguments: list[str]) -> int:
-    """Prints ads until nobody reads them any more; the program's own path says where the run folder is."""
-    observer = Observer(os.path.dirname(os.path.dirname(os.path.abspath(arguments[0]))))
-    advertiser = Advertiser()
+    """Prints ads until nobody reads them any more, with `--once` one; our own path says where the run folder is."""
+    run_dir = os.path.dirname(os.path.dirname(os.path.abspath(arguments[0])))
+    observer, jobs = Observer(run_dir), Jobs(run_dir)
+    if "--once" in arguments[1:]:
+        write_all(sys.stdout.fileno(), advertisement(observer.fields(time.time())).encode("ascii"))
+        return 0
+    advertiser, slots = Advertiser(), SlotAdvertiser()
     output = select.poll()
     output.register(sys.stdout.fileno(), 0)  # only POLLERR and POLLHUP: the startd has closed its end
     try:
         while True:
             text = advertiser.due(observer.fields(time.time()), time.monotonic())
-            if text:
-                os.write(sys.stdout.fileno(), text.encode("ascii"))
+            of_jobs = slots.due(jobs.by_slot(), time.monotonic())
+            if text or of_jobs:
+                write_all(sys.stdout.fileno(), (of_jobs + text).encode("ascii"))
             if text.endswith(AT_ONCE) and "--reconfigure" in arguments[1:]:
                 reconfigure_startd()
             if output.poll(POLL_SECONDS * 1000):

