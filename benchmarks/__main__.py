@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import connects, job_network, many_pilots, pilot, throughput, wireguard
+from benchmarks import connects, job_network, job_policy, many_pilots, pilot, shaping, throughput, wireguard, workers
 from htcondor_vpn.errors import VpnError
 from htcondor_vpn.testbed import sandbox
 from htcondor_vpn.testbed.report import Report
@@ -21,9 +21,12 @@ from htcondor_vpn.testbed.report import Report
 PARTS: dict[str, Callable[[Report, int, int], None]] = {
     "pilot": pilot.measure,
     "job-network": job_network.measure,
+    "job-policy": job_policy.measure,
+    "shaping": shaping.measure,
     "line-rate": throughput.line_rate,
     "far": throughput.far,
     "unshaped": throughput.unshaped,
+    "workers": workers.measure,
     "connects": connects.measure,
     "many-pilots": many_pilots.measure,
     "wireguard-gateway": wireguard.measure,

@@ -62,7 +62,7 @@ def measure(report: Report, rounds: int, seconds: int) -> None:
         with ExitStack() as exits:
             site = exits.enter_context(Site(delay_ms=delay_ms))
             contenders = _contenders(site, exits)
-            _latencies(report, site, contenders, rounds, 2 * delay_ms)
+            latencies(report, site, contenders, rounds, 2 * delay_ms)
             if not delay_ms:
                 found = compare(site, contenders, cells(1), rounds, seconds)
                 found.report_ratios(report, [Goal(HELD, NOT_HELD, 0.97)], "not shaped")
@@ -80,7 +80,8 @@ def _contenders(site: Site, exits: ExitStack) -> list[Contender]:
     ]
 
 
-def _latencies(report: Report, site: Site, contenders: Sequence[Contender], rounds: int, round_trip_ms: float) -> None:
+def latencies(report: Report, site: Site, contenders: Sequence[Contender], rounds: int, round_trip_ms: float) -> None:
+    """Rows of how long connects and first answers take, one after the other and many at once."""
     link = _link(round_trip_ms)
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
     together: dict[str, list[float]] = defaultdict(list)

@@ -11,6 +11,7 @@ import sys
 from ipaddress import ip_address
 from pathlib import Path
 
+from htcondor_vpn.tunnel.carriers.gateway_connections import GatewayConnections
 from htcondor_vpn.tunnel.carriers.gateways import Gateway
 from htcondor_vpn.wire.trust import Trust, read_pins
 
@@ -27,11 +28,11 @@ async def main() -> None:
     slots = asyncio.Semaphore(_AT_ONCE)
 
     async def receive(number: int, token: str) -> None:
-        pilot = Gateway(host, int(port), trust, lambda: token)
+        pilot = Gateway(GatewayConnections(host, int(port), trust, lambda: token))
         try:
             async with slots:
                 await pilot.probe()
-                stream, early = await pilot.open_flow(ip_address(target), int(target_port))
+                stream, early = await pilot.connections.open_flow(ip_address(target), int(target_port))
         except Exception as error:
             print(f"pilot {number}: {error}", file=sys.stderr)
             counts[number] = -1

@@ -58,11 +58,12 @@ class PilotContender:
         return [*tree(self._pilot.pid, [self._command]), *(pid for server in self._servers for pid in tree(server))]
 
 
-def stream(site: Site, gateway: SiteGateway) -> PilotContender:
-    """The engine of streams through a gateway that runs already."""
+def stream(site: Site, gateway: SiteGateway, name: str = "stream", **knobs: object) -> PilotContender:
+    """The engine of streams through a gateway that runs already, with these `knobs`."""
     assert gateway.process is not None
     told = ["--gateway", gateway.endpoints[0], "--pin-file", str(gateway.pin_file)]
-    return PilotContender(site, "stream", [*told, "--token-file", str(gateway.token_file)], [gateway.process.pid])
+    told += ["--token-file", str(gateway.token_file), *_sets(knobs)]
+    return PilotContender(site, name, told, [gateway.process.pid])
 
 
 @contextmanager
