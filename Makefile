@@ -19,7 +19,7 @@ AS_OWNER := setpriv --reuid=$(OWNER) --regid=$(shell stat -c %g .) --clear-group
 endif
 endif
 
-.PHONY: demo test lint bench soak containers docs clean python
+.PHONY: demo test lint bench soak containers releases docs clean python
 
 demo: python
 	@$(BOOTSTRAP) $(or $(CONDOR),trixie)
@@ -27,9 +27,9 @@ demo: python
 
 # The tests run on both versions of HTCondor where a difference matters.
 test: python
-	@$(BOOTSTRAP) --wireguard trixie sid
+	@$(BOOTSTRAP) --wireguard --apptainer trixie sid
 	@$(MAKE) --no-print-directory lint
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/python tests/phases.py $(ARGS)
 
 lint: python
 	@$(BOOTSTRAP)
@@ -47,8 +47,14 @@ soak: python
 
 # Builds the container images of docs/containers and tries them; as root, some minutes.
 containers: python
-	@$(BOOTSTRAP) --containers
+	@$(BOOTSTRAP) --debootstrap
 	@$(BIN)/python -m htcondor_vpn.testbed.containers
+
+# Makes root file systems of other Debian releases, as root and once (some minutes), and tries the bundle in them.
+releases: python
+	@$(BOOTSTRAP) --debootstrap --wireguard
+	@$(BIN)/python -m htcondor_vpn.testbed.release_roots
+	@HTCONDOR_VPN_TEST_RELEASES=1 $(BIN)/pytest tests/linux/test_bundle_releases.py $(ARGS)
 
 docs: python
 	@$(BOOTSTRAP)

@@ -1,13 +1,24 @@
-"""What tests of faults need: a node that would leak if it could, and a pilot on it that is told what to do."""
+"""What several tests need: a node that would leak if it could, a pilot on it that is told what to do, and a bundle."""
 
 from pathlib import Path
 
 import pytest
+from bundle_site import helpers_on_path
 from shell_pilot import ShellPilot
 
+from htcondor_vpn.bundle.build import build
 from htcondor_vpn.testbed import plan
 from htcondor_vpn.testbed.capture import Capture
 from htcondor_vpn.testbed.gateway import PORT
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory):
+    """A bundle without a Python, made once for all tests; they leave it as it is."""
+    path = tmp_path_factory.mktemp("bundle") / "htcondor-vpn.bundle"
+    with helpers_on_path():
+        build(path, ["nft", "iptables"], with_python=False)
+    return path
 
 
 @pytest.fixture

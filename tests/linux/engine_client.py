@@ -44,8 +44,11 @@ def _half_close(address):
 
 
 def _reset(address):
-    with socket.create_connection((address, RESET_PORT), 20) as connection:
-        return _ended(connection)
+    try:
+        with socket.create_connection((address, RESET_PORT), 20) as connection:
+            return _ended(connection)
+    except OSError as error:  # on a busy machine it comes before `connect` has returned
+        return [0, errno.errorcode[error.errno]]
 
 
 def _refused(address):

@@ -9,7 +9,7 @@ import signal
 from contextlib import contextmanager
 
 import pytest
-from shell_pilot import fetch, network_of, wait_until
+from shell_pilot import QUICK, fetch, network_of, wait_until
 
 from htcondor_vpn.testbed.gateway import SiteGateway
 from htcondor_vpn.testbed.host import NETNS_FOLDER
@@ -39,10 +39,15 @@ def whole_again(pilot, count):
     return len(pilot.parts()) >= count and pilot.ask(fetch()) == "1000"
 
 
-def test_each_process_of_a_pilot(sealed, services, gateway, start_pilot, tmp_path):
-    pilot = start_pilot(sealed, gateway, tmp_path)
+@pytest.mark.parametrize("rules", ["", '[rule a]\nwhen = TARGET.Owner == "alice"\n'])
+def test_each_process_of_a_pilot(sealed, services, gateway, start_pilot, tmp_path, rules):
+    knobs = QUICK
+    if rules:  # then there are processes that judge jobs, too
+        (tmp_path / "policy").write_text(rules)
+        knobs = (*QUICK, f"JOB_POLICY_FILE={tmp_path / 'policy'}")
+    pilot = start_pilot(sealed, gateway, tmp_path, knobs=knobs)
     run, *parts, command = pilot.parts()
-    assert len(parts) >= 2
+    assert len(parts) >= (4 if rules else 2)
     for victim in parts:
         if victim in pilot.parts():  # it may have ended with one before
             with killed(victim):

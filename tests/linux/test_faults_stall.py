@@ -77,6 +77,7 @@ def private_bytes(pids):
     return sum(int(line.split()[1]) for text in texts for line in text if line.startswith("Private_Dirty:")) * 1024
 
 
+@pytest.mark.alone
 def test_readers_that_stall(sealed, services, sink, start_pilot, tmp_path):
     with SiteGateway(sealed.dmz, tmp_path) as gateway:
         pilot = start_pilot(sealed, gateway, tmp_path)

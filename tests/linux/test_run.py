@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -61,15 +62,42 @@ def test_signals_reach_the_command(site, gateway, tmp_path):
     process.stdin.close()
 
 
+LEAVES = 'trap "" TERM HUP; (sleep 1.5; echo ended) & echo left'
+
+
+@pytest.mark.parametrize(("seconds", "said"), [("0", ["left"]), ("1 min", ["left", "ended"])])
+def test_what_the_command_leaves_running_may_end_by_itself(run, seconds, said):
+    done = run("sh", "-c", LEAVES + "; exit 7", options=["--set", f"HTCONDOR_VPN_WAIT_AFTER_COMMAND={seconds}"])
+    assert (done.returncode, done.stdout.split()) == (7, said)
+
+
+def test_what_does_not_end_by_itself_is_killed(run):
+    begin = time.monotonic()
+    done = run("sh", "-c", "sleep 1000 & exit 7", options=["--set", "HTCONDOR_VPN_WAIT_AFTER_COMMAND=1"])
+    assert done.returncode == 7
+    assert time.monotonic() - begin > 1
+
+
+def test_a_signal_ends_the_waiting(site, gateway, tmp_path):
+    log = tmp_path / "log"
+    log.touch()
+    options = ["--set", "HTCONDOR_VPN_WAIT_AFTER_COMMAND=1 h", "-v"]
+    process = site.node.start(gateway.run_argv(["sh", "-c", "sleep 1000 & exit 7"], *options), log=log)
+    wait_for_log(log, b"COMMAND ended with", process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 7
+
+
 def test_the_command_is_the_same_user_without_a_capability(run):
     said = run("sh", "-c", "id -u; grep -E '^Cap(Inh|Prm|Eff|Amb)|^NoNewPrivs' /proc/self/status").stdout.split()
     assert said[0] == str(outer_id("uid"))
     assert said[1:] == "CapInh: 0 CapPrm: 0 CapEff: 0 CapAmb: 0 NoNewPrivs: 1".replace(" 0", " " + 16 * "0").split()
 
 
-def test_nothing_but_the_loopback_is_inside(run):
+def test_no_interface_inside_leads_anywhere(run):
     lines = run("cat", "/proc/net/dev").stdout.splitlines()
-    assert [line.split(":")[0].strip() for line in lines[2:]] == ["lo"]
+    # What jobs' traffic is shaped on comes back to where it was redirected from.
+    assert {line.split(":")[0].strip() for line in lines[2:]} == {"lo", "htvup", "htvdown"}
 
 
 def test_nothing_is_paced_on_its_way_to_the_engine(run):

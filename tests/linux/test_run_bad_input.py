@@ -130,6 +130,22 @@ def test_knob_in_a_file_is_named_with_its_line(refused, tmp_path):
     assert f"{file}:2" in refused(78, "--config", str(file))
 
 
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        ("wen = true", "wen is no key of [rule a]: did you mean when?"),  # told before anything is started
+        ("when = TARGET.Owner = 1", "is no ClassAd expression"),  # told by the broker
+    ],
+)
+def test_mistake_in_the_policy(refused, tmp_path, rule, says):
+    policy, config = tmp_path / "policy", tmp_path / "config"
+    policy.write_text(f"[rule a]\n{rule}\n")
+    config.write_text(f"HTCONDOR_VPN_JOB_POLICY_FILE = {policy}\n")
+    line = refused(91, "--config", str(config))
+    assert f"{policy}:2: " in line
+    assert says in line
+
+
 def test_unreadable_config(refused, tmp_path):
     assert "cannot be read" in refused(66, "--config", str(tmp_path / "none"))
 

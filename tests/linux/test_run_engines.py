@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from engine_site import pilots_processes, use
+from engine_site import pilots_processes, sets, use
 from shell_pilot import ShellPilot as Pilot
 from shell_pilot import fetch
 
@@ -36,7 +36,8 @@ def seen(site, used):
         ip(NODE, f"route add {way}")
     try:
         with Capture(site, allowed=used.allowed) as capture:
-            done = site.node.run(used.run_argv([sys.executable, str(CLIENT), f"http.{plan.ZONE}"]), timeout_seconds=90)
+            command, options = [sys.executable, str(CLIENT), f"http.{plan.ZONE}"], sets({"ENGINE_WORKERS": 2})
+            done = site.node.run(used.run_argv(command, *options), timeout_seconds=90)
     finally:
         for way in ways:
             ip(NODE, f"route delete {way}")

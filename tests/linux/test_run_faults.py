@@ -104,7 +104,7 @@ def test_a_killed_run_leaves_nothing_though_a_part_is_killed_too(site, gateway, 
         os.kill(victim, signal.SIGKILL)
     pilot.kill()
     wait_until(lambda: set(site.processes()) == before)
-    assert sorted(path.name for path in pilot.run_dir.iterdir()) == ["run.log", "state.json"]
+    assert sorted(path.name for path in pilot.run_dir.iterdir()) == ["jobs.db", "run.log", "state.json"]
 
 
 def test_a_broker_that_is_killed_while_it_clears_up_is_replaced(site, gateway, tmp_path):
@@ -133,7 +133,10 @@ def test_a_run_that_is_killed_while_it_connects_leaves_nothing(site, gateway, tm
     temporary.rmdir()
 
 
-def test_a_gateway_with_another_key_gets_nothing(services, gateway, pilot):
+def test_a_gateway_with_another_key_gets_nothing(site, services, gateway, start_pilot, tmp_path):
+    pins = tmp_path / "own.pin"  # the gateway's own file will have the new key
+    shutil.copy(gateway.pin_file, pins)
+    pilot = start_pilot(site, gateway, tmp_path, "--pin-file", str(pins))
     gateway.stop()
     pilot.wait_for("down")
     credentials = {path: path.read_bytes() for path in gateway.state_folder.glob("gateway.*")}

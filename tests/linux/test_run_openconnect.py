@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from engine_site import Used, by_openconnect, pilots_processes
-from shell_pilot import ShellPilot, children, fetch, wait_until
+from shell_pilot import ShellPilot, children, fetch, network_of, wait_until
 from vpn_faults import ECHO, HERE, HeldFlow, cmdline, parent, udp_is_blocked
 
 from htcondor_vpn.testbed import plan
@@ -104,7 +104,7 @@ def test_what_is_killed_is_started_again(site, pilot, tmp_path, victim):
     flow = HeldFlow(pilot, tmp_path)
     before = client(pilot)
     engine = parent(before)
-    (room,) = [pid for pid in children(engine) if pid != before]
+    (room,) = [pid for pid in children(engine) if network_of(pid) != network_of(engine)]
     os.kill({"client": before, "its namespace's process": room, "engine": engine}[victim], signal.SIGKILL)
     wait_until(lambda: not Path(f"/proc/{before}").exists())
     pilot.wait_for("up")

@@ -200,7 +200,7 @@ def test_payload_is_counted(services, run):
         "deadline = time.monotonic() + 20\n"
         "while True:\n"
         "    state = json.load(open(os.environ['HTCONDOR_VPN_RUN_DIR'] + '/state.json'))\n"
-        "    if state['flows'] or time.monotonic() > deadline: break\n"
+        "    if state['bytes_in'] >= 50000 or time.monotonic() > deadline: break\n"
         "    time.sleep(0.1)\n"
         "print(state['bytes_in'], state['bytes_out'], state['flows'])\n"
     )

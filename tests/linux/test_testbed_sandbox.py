@@ -48,9 +48,10 @@ def test_signals_reach_the_command(site: Site, tmp_path: Path, number: int) -> N
     assert process.wait(10) == 42
 
 
-def test_where_namespaces_are_off_tests_are_skipped_and_say_why(site: Site, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_where_namespaces_are_off_tests_are_skipped_and_say_why(site: Site, workers: str) -> None:
     test = TESTS / "linux/test_testbed_capture.py"
-    pytest_argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(test)]
+    pytest_argv = [sys.executable, "-m", "pytest", "-n", workers, str(test)]
     script = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
     limited = ["unshare", "--user", "--map-current-user", "--keep-caps", "sh", "-c", script, "sh", *pytest_argv]
     done = site.node.run(limited, cwd=TESTS.parent)
@@ -131,6 +132,7 @@ def test_the_command_line(site: Site) -> None:
     assert peer in ("203.0.113.1", "2001:db8:1::1")
     assert site.node.run([*argv, "sh", "-c", "kill -TERM $$"]).returncode == 128 + signal.SIGTERM
     assert site.node.run(argv).returncode == 64
+    assert site.node.run([*argv, "dmz", "htcondor-vpn", "config", "check", "/dev/null"]).returncode == 0
 
 
 def test_a_site_leaves_nothing(site: Site) -> None:
@@ -164,6 +166,7 @@ def test_shared_memory_is_the_sandboxs_own(site: Site) -> None:
     assert any(line.startswith("shm /dev/shm tmpfs ") for line in mounts)
 
 
+@pytest.mark.alone
 def test_running_as_a_user_costs_little(site: Site) -> None:
     def seconds(argv: list[str]) -> float:
         import time

@@ -149,6 +149,7 @@ def test_folder_environment_and_input_go_along(site: Site, tmp_path: Path) -> No
     assert done.stdout == f"{tmp_path}\na b\nin"
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("up", [True, False])
 def test_rate(site: Site, link: Link, up: bool) -> None:
     link.shape(rate_mbps=80)
@@ -164,6 +165,7 @@ def connect_ms(site: Site) -> float:
     return (time.monotonic() - start) * 1e3
 
 
+@pytest.mark.alone
 def test_delay(site: Site, link: Link) -> None:
     for delay_ms in (30, 5):
         link.shape(delay_ms=delay_ms)
@@ -172,6 +174,7 @@ def test_delay(site: Site, link: Link) -> None:
     assert throughput_mbps(site, 10_000_000, up=True) > 20
 
 
+@pytest.mark.alone
 def test_loss(site: Site, link: Link) -> None:
     link.shape(loss=0.25)
     received = 0

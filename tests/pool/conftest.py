@@ -1,10 +1,16 @@
 """Real pools on the simulated site, with each version of HTCondor that the project is tested with."""
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from htcondor_vpn.testbed import condor_prefix, plan
 from htcondor_vpn.testbed.condor_folder import Master
+from htcondor_vpn.testbed.gateway import SiteGateway
 from htcondor_vpn.testbed.pool import CentralManager
+
+HELPERS = Path(__file__).parents[1] / "linux"
 
 
 @pytest.fixture(scope="module", params=condor_prefix.SUITES)
@@ -29,3 +35,22 @@ def plain_pilot(site, pool, tmp_path_factory):
     with Master(site.dmz, config):
         pool.wait_for_startd("plain")
         yield config
+
+
+@pytest.fixture(scope="module")
+def gateway(site, tmp_path_factory):
+    """A gateway of ours in the DMZ."""
+    with SiteGateway(site.dmz, tmp_path_factory.mktemp("gateway")) as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+def far_side(site):
+    """A TCP server in the world that gives and takes any number of bytes."""
+    address = plan.WORLD["iperf"]
+    peer = site.world.start(
+        [sys.executable, str(HELPERS / "traffic_peer.py"), str(address.v4), str(address.v6), "7000"]
+    )
+    yield str(address.v4)
+    peer.kill()
+    peer.wait()

@@ -13,9 +13,7 @@ from pathlib import Path
 import pytest
 
 from htcondor_vpn.linux.programs import ProgramFailed
-from htcondor_vpn.testbed import plan
 from htcondor_vpn.testbed.condor_folder import Master, wait_until
-from htcondor_vpn.testbed.gateway import SiteGateway
 from htcondor_vpn.testbed.headers import payload_bytes
 from htcondor_vpn.testbed.logs import wait_for_log
 from htcondor_vpn.testbed.pool import ABORTED, EXECUTING
@@ -30,24 +28,6 @@ HELD_BY_HOOK = 19
 
 #: The job event in which a starter tells of an error.
 REMOTE_ERROR = 21
-
-
-@pytest.fixture(scope="module")
-def gateway(site, tmp_path_factory):
-    with SiteGateway(site.dmz, tmp_path_factory.mktemp("gateway")) as gateway:
-        yield gateway
-
-
-@pytest.fixture(scope="module")
-def far_side(site):
-    """A TCP server in the world that gives and takes any number of bytes."""
-    address = plan.WORLD["iperf"]
-    peer = site.world.start(
-        [sys.executable, str(HELPERS / "traffic_peer.py"), str(address.v4), str(address.v6), "7000"]
-    )
-    yield str(address.v4)
-    peer.kill()
-    peer.wait()
 
 
 @pytest.fixture(scope="module")

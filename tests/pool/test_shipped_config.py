@@ -9,8 +9,9 @@ import pytest
 
 from htcondor_vpn.publish import advertiser
 from htcondor_vpn.publish.state import State
+from htcondor_vpn.shipped import CONDOR_CONFIG, shipped
 from htcondor_vpn.testbed import condor_prefix
-from htcondor_vpn.testbed.condor_folder import SHIPPED_CONFIG, Master, wait_until
+from htcondor_vpn.testbed.condor_folder import Master, wait_until
 from htcondor_vpn.testbed.pool import EXECUTING
 
 pytestmark = pytest.mark.pool
@@ -44,7 +45,8 @@ def test_our_reader_of_settings_agrees_with_htcondor(config_val):
 
 
 def test_the_execution_side_in_a_pilot(config_val):
-    text = 'START = Owner == "x"\nSTARTD_CRON_JOBLIST = OTHER\n' + (SHIPPED_CONFIG / EXECUTION_POINT).read_text()
+    shipped_text = (shipped(CONDOR_CONFIG) / EXECUTION_POINT).read_text()
+    text = 'START = Owner == "x"\nSTARTD_CRON_JOBLIST = OTHER\n' + shipped_text
     run_dir = {"HTCONDOR_VPN_RUN_DIR": "/run/htcondor-vpn-5"}
     wanted = {
         "USER_JOB_WRAPPER": "/run/htcondor-vpn-5/libexec/job-wrapper",
@@ -54,20 +56,60 @@ def test_the_execution_side_in_a_pilot(config_val):
         "HTCONDOR_VPN_HOOK_JOB_EXIT": None,
         "STARTD_CRON_JOBLIST": "OTHER HTCONDOR_VPN",
         "STARTD_CRON_HTCONDOR_VPN_EXECUTABLE": "/run/htcondor-vpn-5/libexec/advertise",
-        "START": '(Owner == "x") && (MY.VpnState =?= "up")',
+        "START": '(Owner == "x") && (MY.VpnState =?= "up") && (TARGET.WantDocker =!= true)',
+        "VpnJobNetworks": '"vanilla,apptainer"',
     }
     assert {name: config_val(text, name, **run_dir) for name in wanted} == wanted
 
 
+def test_an_execution_point_of_roots(config_val):
+    text = 'START = Owner == "x"\n' + (shipped(CONDOR_CONFIG) / "50-htcondor-vpn-execution-point.conf").read_text()
+    wanted = {
+        "USER_JOB_WRAPPER": "/run/htcondor-vpn/libexec/job-wrapper",
+        "STARTER_JOB_HOOK_KEYWORD": "HTCONDOR_VPN",
+        "HTCONDOR_VPN_HOOK_PREPARE_JOB_BEFORE_TRANSFER": "/run/htcondor-vpn/libexec/prepare-job",
+        "HTCONDOR_VPN_HOOK_UPDATE_JOB_INFO": "/run/htcondor-vpn/libexec/update-job-info",
+        "START": '(Owner == "x") && (TARGET.WantDocker =!= true)',
+        "SINGULARITY_RUN_TEST_BEFORE_JOB": "false",
+        "VpnJobNetworks": '"vanilla,apptainer"',
+    }
+    assert {name: config_val(text, name) for name in wanted} == wanted
+
+
+POOL_HOOKS = """STARTER_JOB_HOOK_KEYWORD = OSPOOL
+OSPOOL_HOOK_PREPARE_JOB = /theirs/prepare
+OSPOOL_HOOK_PREPARE_JOB_BEFORE_TRANSFER = /theirs/before
+"""
+
+
+@pytest.mark.parametrize(
+    ("own", "environ", "wanted"),
+    [
+        (POOL_HOOKS, {}, ("OSPOOL", "/theirs/prepare", "/r/libexec/pool-prepare-job", "/r/libexec/update-job-info")),
+        (POOL_HOOKS, {"HTCONDOR_VPN_POOL_HOOKS": "1"}, ("OSPOOL", "/theirs/prepare", "/theirs/before", None)),
+        (
+            "STARTER_DEFAULT_JOB_HOOK_KEYWORD = OSPOOL\nOSPOOL_HOOK_UPDATE_JOB_INFO = /theirs/update\n", {},
+            ("OSPOOL", None, "/r/libexec/prepare-job", "/r/libexec/pool-update-job-info"),
+        ),
+    ],
+)  # fmt: skip
+def test_hooks_that_the_pool_has_stay(config_val, own, environ, wanted):
+    text = own + (shipped(CONDOR_CONFIG) / EXECUTION_POINT).read_text()
+    names = ("HOOK_PREPARE_JOB", "HOOK_PREPARE_JOB_BEFORE_TRANSFER", "HOOK_UPDATE_JOB_INFO")
+    names = ("STARTER_JOB_HOOK_KEYWORD", *(f"OSPOOL_{name}" for name in names))
+    environ = {"HTCONDOR_VPN_RUN_DIR": "/r", **environ}
+    assert tuple(config_val(text, name, **environ) for name in names) == wanted
+
+
 @pytest.mark.parametrize("environ", [{}, {"HTCONDOR_VPN_RUN_DIR": ""}])
 def test_without_a_run_folder_no_job_starts(config_val, environ):
-    text = "START = true\n" + (SHIPPED_CONFIG / EXECUTION_POINT).read_text()
+    text = "START = true\n" + (shipped(CONDOR_CONFIG) / EXECUTION_POINT).read_text()
     wanted = {"START": "False", "USER_JOB_WRAPPER": None, "STARTER_JOB_HOOK_KEYWORD": None, "STARTD_ATTRS": "VpnState"}
     assert {name: config_val(text, name, **environ) for name in wanted} == wanted
 
 
 def test_the_access_point_keeps_the_older_names(config_val):
-    prefixes = config_val((SHIPPED_CONFIG / ACCESS_POINT).read_text(), "CHIRP_DELAYED_UPDATE_PREFIX")
+    prefixes = config_val((shipped(CONDOR_CONFIG) / ACCESS_POINT).read_text(), "CHIRP_DELAYED_UPDATE_PREFIX")
     assert prefixes.replace(",", " ").split() == [
         "Chirp*", "NetworkInputMb", "NetworkOutputMb", "NetworkIncomingInternal", "NetworkIncomingExternal",
         "NetworkOutgoingInternal", "NetworkOutgoingExternal",
