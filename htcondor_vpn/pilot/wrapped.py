@@ -60,9 +60,11 @@ def run_within(wrapper: Sequence[str], argv: Sequence[str]) -> int:
     while process.poll() is None:
         readable, _, _ = select.select(awaited, [], [])
         if ours.fileno() in readable:
-            os.close(target)
-            target = _announced(ours)
             awaited.remove(ours.fileno())
+            with suppress(ProcessLookupError):  # it has ended again already, and soon so will the wrapper
+                announced = _announced(ours)
+                os.close(target)
+                target = announced
         for received in signals.read():
             if received.number in FORWARDED and not received.by_kernel:  # a terminal's keys reach all
                 with suppress(ProcessLookupError):

@@ -40,6 +40,12 @@ def test_a_signal_before_there_is_a_command_reaches_the_wrapper():
     assert process.communicate(timeout=30)[0] == "code -15\n"
 
 
+def test_a_command_that_has_ended_before_we_hear_of_it():
+    """The wrapper stops us until its command is gone."""
+    ended = "kill -STOP $PPID; \"$@\"; code=$?; kill -CONT $PPID; exit $code"
+    assert start("sh", "-c", "exit 5", wrapper=["sh", "-c", ended, "wrapper"]).communicate(timeout=30)[0] == "code 5\n"
+
+
 @pytest.mark.parametrize(("wrapper", "code"), [("/missing", 127), ("/etc/passwd", 126)])
 def test_a_wrapper_that_cannot_be_run(wrapper, code):
     assert start("true", wrapper=[wrapper]).communicate(timeout=30)[0] == f"code {code}\n"
