@@ -34,7 +34,7 @@ def test_what_a_worker_started_ends_with_it_and_a_worker_with_pytest(site, tmp_p
     assert len(ends) > 5
     os.kill(workers[0], signal.SIGKILL)
     assert_all_end(ends)
-    wait_for_log(log, rb"worker 'gw\d' crashed while running", process, timeout_seconds=60)
+    wait_for_log(log, rb"^\[gw\d\] node down", process, timeout_seconds=60)
     ends = [os.pidfd_open(pid) for pid in descendants(process.pid)]
     process.kill()
     assert_all_end(ends)
