@@ -12,7 +12,18 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import connects, job_network, job_policy, many_pilots, pilot, shaping, throughput, wireguard, workers
+from benchmarks import (
+    connects,
+    job_counting,
+    job_network,
+    job_policy,
+    many_pilots,
+    pilot,
+    shaping,
+    throughput,
+    wireguard,
+    workers,
+)
 from htcondor_vpn.errors import VpnError
 from htcondor_vpn.testbed import sandbox
 from htcondor_vpn.testbed.report import Report
@@ -21,6 +32,7 @@ from htcondor_vpn.testbed.report import Report
 PARTS: dict[str, Callable[[Report, int, int], None]] = {
     "pilot": pilot.measure,
     "job-network": job_network.measure,
+    "job-counting": job_counting.measure,
     "job-policy": job_policy.measure,
     "shaping": shaping.measure,
     "line-rate": throughput.line_rate,

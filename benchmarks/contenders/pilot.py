@@ -24,7 +24,8 @@ _TOLD = ["--set", "HTCONDOR_VPN_UP_MBPS=1", "--set", "HTCONDOR_VPN_DOWN_MBPS=1"]
 class PilotContender:
     """A pilot with `options` of `htcondor-vpn run`; commands run in its namespaces. Up inside.
 
-    `servers` are the process ids at the other end, if those are to count; `forwards` as in `Contender`.
+    `command` is a process in them; `servers` are the process ids at the other end, if those are to count; `forwards`
+    as in `Contender`.
     """
 
     def __init__(
@@ -36,12 +37,12 @@ class PilotContender:
 
     def __enter__(self) -> PilotContender:
         log = self._site.folder / f"{self.name.replace(' ', '-')}.log"
-        argv = vpn_command("run", *self._options, *_TOLD, "-v", "--", "sh", "-c", "echo ready; exec sleep infinity")
+        argv = vpn_command("run", *_TOLD, *self._options, "-v", "--", "sh", "-c", "echo ready; exec sleep infinity")
         log.touch()
         start_bytes = log.stat().st_size
         self._pilot = self._site.node.start(argv, log=log)
         wait_for_log(log, b"^ready$", self._pilot, start_bytes=start_bytes)
-        self._command = command_of(self._pilot.pid)
+        self.command = command_of(self._pilot.pid)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -50,12 +51,12 @@ class PilotContender:
         self._pilot.wait(_STOP_SECONDS)
 
     def argv(self, command: Sequence[str]) -> list[str]:
-        enter = [find_program("nsenter", "util-linux"), "--preserve-credentials", "-t", str(self._command)]
+        enter = [find_program("nsenter", "util-linux"), "--preserve-credentials", "-t", str(self.command)]
         return [*enter, "--user", "--net", "--mount", "--", *command]
 
     def processes(self) -> list[int]:
         assert self._pilot is not None
-        return [*tree(self._pilot.pid, [self._command]), *(pid for server in self._servers for pid in tree(server))]
+        return [*tree(self._pilot.pid, [self.command]), *(pid for server in self._servers for pid in tree(server))]
 
 
 def stream(site: Site, gateway: SiteGateway, name: str = "stream", **knobs: object) -> PilotContender:

@@ -81,7 +81,7 @@ def jain(rates: Iterable[float]) -> float:
 
 
 @contextmanager
-def _job() -> Iterator[tuple[int, int]]:
+def job_namespaces() -> Iterator[tuple[int, int]]:
     """A process with namespaces of its own, as a wrapper makes them; yields its user and network namespace."""
     ready, tell_ready = os.pipe()
     pid = os.fork()
@@ -108,10 +108,11 @@ def _job() -> Iterator[tuple[int, int]]:
 
 def _start(argv: Sequence[object], inside: tuple[int, ...] = ()) -> subprocess.Popen[str]:
     command = [sys.executable, "-IS", timed_traffic.__file__, *map(str, argv)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: _enter(inside))
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: enter(inside))
 
 
-def _enter(inside: tuple[int, ...]) -> None:
+def enter(inside: tuple[int, ...]) -> None:
+    """Moves the calling (forked) process into these namespaces."""
     for descriptor in inside:
         namespaces.setns(descriptor)
 
@@ -119,12 +120,12 @@ def _enter(inside: tuple[int, ...]) -> None:
 def _forge(address: bytes, inside: tuple[int, ...]) -> None:
     """Gives the job's end of a link that hardware address."""
 
-    def enter() -> None:
-        _enter(inside)
+    def enter_with_capabilities() -> None:
+        enter(inside)
         namespaces.capabilities_to_programs()
 
     command = [find_program("ip", "iproute2"), "link", "set", INSIDE_JOB, "address", address.hex(":")]
-    subprocess.run(command, preexec_fn=enter, check=True, timeout=10)
+    subprocess.run(command, preexec_fn=enter_with_capabilities, check=True, timeout=10)
 
 
 def _run(run: Run, jobs: Mapping[int, tuple[int, int]]) -> dict[int, float]:
@@ -146,7 +147,8 @@ def _run(run: Run, jobs: Mapping[int, tuple[int, int]]) -> dict[int, float]:
     return rates
 
 
-def _be_pilot(scenario: Scenario) -> list[dict[int, float]]:
+def be_pilot() -> None:
+    """Makes the calling process a pilot's, in inner namespaces of its own with the pilot's addresses; no threads."""
     if os.getuid() == 0:  # the root of a sandbox: a pilot is an ordinary user
         namespaces.unshare(namespaces.CLONE_NEWUSER)
         namespaces.map_own_ids(0, 0, inside_uid=_ORDINARY_UID, inside_gid=_ORDINARY_UID)
@@ -154,6 +156,10 @@ def _be_pilot(scenario: Scenario) -> list[dict[int, float]]:
     with Netlink() as netlink:
         lo = links.LOOPBACK_INDEX
         netlink.do([links.set_up(lo), links.add_address(lo, PILOT_V4, 32), links.add_address(lo, PILOT_V6, 128)])
+
+
+def _measured(scenario: Scenario) -> list[dict[int, float]]:
+    be_pilot()
     wiring = Wiring(scenario.up_mbps, scenario.down_mbps, mtu=TUNNEL_MTU)
     wiring.open()
     with ExitStack() as exits:
@@ -166,7 +172,7 @@ def _be_pilot(scenario: Scenario) -> list[dict[int, float]]:
             raise RuntimeError("the far side does not listen")
         jobs = {}
         for number, decision in enumerate(scenario.jobs):
-            jobs[number] = exits.enter_context(_job())
+            jobs[number] = exits.enter_context(job_namespaces())
             wiring.connect(number, jobs[number][1], decision, ("ipv4", "ipv6"))
         wiring.rebalance()
         return [_run(run, jobs) for run in scenario.runs]
@@ -182,4 +188,4 @@ def _parse(text: str) -> Scenario:
 
 
 if __name__ == "__main__":
-    json.dump(_be_pilot(_parse(sys.stdin.read())), sys.stdout)
+    json.dump(_measured(_parse(sys.stdin.read())), sys.stdout)

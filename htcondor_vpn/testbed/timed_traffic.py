@@ -1,9 +1,9 @@
 """Traffic of which only what arrives between two instants counts. Instants are of time.monotonic(), for all on a host.
 
     timed_traffic.py serve ADDRESS … PORT                        the far side; prints a line when it listens
-    timed_traffic.py get|put ADDRESS PORT BEGIN END [FLOWS]      prints the bytes that arrived in between
+    timed_traffic.py get|put ADDRESS PORT BEGIN END [FLOWS [PARTS]]      prints the bytes that arrived in between
 
-All that arrives is counted where it is received. Standard library alone.
+in each of so many equal parts of that time. All that arrives is counted where it is received. Standard library alone.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _CHUNK = bytes(1 << 18)
 _TIMEOUT_SECONDS = 60.0
 
 
-def _count(connection: socket.socket, begin: float, end: float) -> int:
-    """Receives until `end`, or until the other side ends, and returns what arrived since `begin`."""
-    buffer, count = bytearray(1 << 20), 0
+def _count(connection: socket.socket, begin: float, end: float, parts: int) -> list[int]:
+    """Receives until `end`, or until the other side ends, and returns what arrived since `begin`, part by part."""
+    buffer, counts, part_seconds = bytearray(1 << 20), [0] * parts, (end - begin) / parts
     while (now := time.monotonic()) < end:
         connection.settimeout(end - now)
         try:
@@ -29,9 +29,9 @@ def _count(connection: socket.socket, begin: float, end: float) -> int:
             break
         if not received:
             break
-        if begin <= time.monotonic() < end:
-            count += received
-    return count
+        if begin <= (now := time.monotonic()) < end:
+            counts[min(int((now - begin) / part_seconds), parts - 1)] += received
+    return counts
 
 
 def _send(connection: socket.socket, end: float) -> None:
@@ -46,13 +46,13 @@ def _send(connection: socket.socket, end: float) -> None:
 
 def _serve(connection: socket.socket) -> None:
     with connection:
-        verb, begin, end = connection.makefile("rb", 0).readline().split()
+        verb, begin, end, parts = connection.makefile("rb", 0).readline().split()
         if verb == b"get":
             _send(connection, float(end))
         else:
-            count = _count(connection, float(begin), float(end))
+            counts = _count(connection, float(begin), float(end), int(parts))
             connection.settimeout(_TIMEOUT_SECONDS)
-            connection.sendall(b"%d\n" % count)
+            connection.sendall(f"{_line(counts)}\n".encode())
 
 
 def _accept(listener: socket.socket) -> None:
@@ -73,8 +73,12 @@ def serve(addresses: list[str], port: int) -> None:
         thread.start()
 
 
-def move(verb: str, address: str, port: int, begin: float, end: float) -> int:
-    """Moves what it can by one connection, and returns the bytes that arrived between `begin` and `end`.
+def _line(counts: list[int]) -> str:
+    return " ".join(map(str, counts))
+
+
+def move(verb: str, address: str, port: int, begin: float, end: float, parts: int) -> list[int]:
+    """Moves what it can by one connection, and returns the bytes that arrived between `begin` and `end`, part by part.
 
     None where the far side cannot be reached: who waits for an answer in vain is told so, or not, by its own kernel.
     """
@@ -83,24 +87,25 @@ def move(verb: str, address: str, port: int, begin: float, end: float) -> int:
     except OSError as error:
         if not isinstance(error, socket.timeout) and error.errno != errno.EHOSTUNREACH:
             raise
-        return 0
+        return [0] * parts
     with connection:
-        connection.sendall(f"{verb} {begin} {end}\n".encode())
+        connection.sendall(f"{verb} {begin} {end} {parts}\n".encode())
         if verb == "get":
-            return _count(connection, begin, end)
+            return _count(connection, begin, end, parts)
         _send(connection, end)
         connection.settimeout(_TIMEOUT_SECONDS)
-        return int(connection.makefile("rb").readline())
+        return list(map(int, connection.makefile("rb").readline().split()))
 
 
 def _main() -> None:
     if sys.argv[1] == "serve":
         return serve(sys.argv[2:-1], int(sys.argv[-1]))
     verb, address, port, begin, end = sys.argv[1:6]
-    counts: list[int] = []
+    flows, parts = (int(sys.argv[at]) if len(sys.argv) > at else 1 for at in (6, 7))
+    counts: list[list[int]] = []
     threads = [
-        threading.Thread(target=lambda: counts.append(move(verb, address, int(port), float(begin), float(end))))
-        for _ in range(int(sys.argv[6]) if len(sys.argv) > 6 else 1)
+        threading.Thread(target=lambda: counts.append(move(verb, address, int(port), float(begin), float(end), parts)))
+        for _ in range(flows)
     ]
     for thread in threads:
         thread.start()
@@ -108,7 +113,7 @@ def _main() -> None:
         thread.join()
     if len(counts) != len(threads):
         sys.exit(1)
-    print(sum(counts))
+    print(_line([sum(part) for part in zip(*counts)]))
     return None
 
 

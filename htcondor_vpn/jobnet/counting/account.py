@@ -56,7 +56,10 @@ class Account:
         self.classes = {name: Moved() for name in (OTHER, *self.class_names)} | self.classes
 
     def sample(self, totals: Totals, moved: Mapping[int, Moved], now: float) -> None:
-        """Takes what the kernel says at `now`; `moved` is by the number of the class, 0 is `OTHER`."""
+        """Takes what the kernel says at `now`; `moved` is by the number of the class, 0 is `OTHER`.
+
+        Without classes only the connections of `moved` count: the rest is what the link has.
+        """
         seconds = now - self.sampled
         if seconds >= _SHORTEST_SECONDS:
             received = _mbps(totals.received_bytes - self.rated.received_bytes, seconds)
@@ -68,6 +71,9 @@ class Account:
         self.mean_in_mbps, self.mean_out_mbps = (_mbps(n, lived) for n in (totals.received_bytes, totals.sent_bytes))
         for number, name in enumerate((OTHER, *self.class_names)):
             self.classes[name] = moved.get(number, Moved())
+        if not self.class_names:
+            link = Moved(totals.sent_bytes, totals.received_bytes, totals.sent_packets, totals.received_packets)
+            self.classes[OTHER] = link._replace(connections=self.classes[OTHER].connections)
 
     def finish(self, outcome: str) -> None:
         """Ends the account; a job too short for a sample has its mean for its peak."""

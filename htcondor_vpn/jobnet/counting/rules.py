@@ -1,30 +1,37 @@
 """The rules for the jobs' links, as texts for nft(8).
 
-One table serves all jobs. A verdict map leads from a job's link to the chain of what that job may reach, so that a job
-costs two elements and no rule; jobs for whom the same was decided share a chain. It sets a packet's mark to the number
-of its destination's class. What counts is sets that get an element by the first packet of each key, with a counter:
+One table serves all jobs. Its first rule is a verdict map, which leads from a job's link to the chain of what that job
+may reach: a job costs two elements and no rule, no packet meets a rule of another policy, and jobs for whom the same
+was decided share a chain. What counts is sets that get an element by the first packet of each key, with a counter:
 
     prerouting ── sent ── sent_by: link → the policy's chain ─┬─ count_sent
                                                               └─ refuse: marked, and told at its end by `refused`
     postrouting ─ received ─ received_by: link → the policy's chain ── count_received
 
-What comes by a link that the map does not know is dropped. Needs what Linux 4.18 has: verdict maps, dynamic sets with
-counters (`update`), interval sets, concatenated keys, several hooks; of newer things, none.
+They are on the way of every packet of every job, so a packet meets as few of them as can be. What comes by a link that
+the map does not know is dropped. Without classes nothing is counted here but flows and connections: the link itself has
+the rest. With them, one more map leads from the address at the far side to its class (`spans`), whose number becomes
+the packet's mark; only where a policy has protocols or ports, and for such addresses, rules are tried one by one.
+
+Needs what Linux 4.18 has: verdict maps, dynamic sets with counters (`update`), interval sets and maps, concatenated
+keys, several hooks; of newer things, none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Network, IPv6Network, collapse_addresses
+from ipaddress import collapse_addresses, ip_network
+from itertools import groupby
 
-from htcondor_vpn.addresses import JOB_LINK, OWN_V4, OWN_V6, PILOT_V4, POLICY_MARK, REFUSAL_MARKS
+from htcondor_vpn.addresses import JOB_LINK, OWN_V4, OWN_V6, PILOT_V4, POLICY_MARK, REFUSAL_MARKS, TPROXY_MARK
+from htcondor_vpn.jobnet.counting.spans import Span, spans
 from htcondor_vpn.jobnet.policy.destinations import Destination
-from htcondor_vpn.special_addresses import Network
+from htcondor_vpn.special_addresses import Address, Network
 
 TABLE = "htcondor_vpn_jobs"
 
-#: Class number n has the mark FIRST_CLASS_MARK + n while a packet is counted; number 0 is what is in none. Marks below
-#: it say by what a packet was refused.
+#: Class number n, from 1 on, has the mark FIRST_CLASS_MARK + n while a packet is counted; what is in none has no mark
+#: (0). Marks between say by what a packet was refused.
 FIRST_CLASS_MARK = 16
 
 #: Before what catches the packets and holds connects: what a policy forbids is nobody else's business.
@@ -51,17 +58,12 @@ def table_rules(*, logging: bool) -> str:
             "received_flows_6": "iface_index . ipv6_addr . inet_proto . inet_service . mark",
         }.items()
     )
-    marks = ", ".join(map(str, (*REFUSAL_MARKS, POLICY_MARK)))
-    refused = f"""
-        iifname != "{JOB_LINK}*" return
-        meta mark != {{ {marks} }} return
-        jump count_sent_flow
-        meta mark {POLICY_MARK} reject with icmpx type admin-prohibited"""
-    uncounted = f"meta mark set {FIRST_CLASS_MARK} goto count"
+    refusals = ", ".join(f"{mark} : goto refusal" for mark in (*REFUSAL_MARKS, POLICY_MARK))
     log = f"""
     chain told {{
         type filter hook output priority {_EARLY}; policy accept;
-        oifname != "{JOB_LINK}*" return
+        meta l4proto tcp accept
+        oifname != "{JOB_LINK}*" accept
         ip saddr {PILOT_V4} udp sport 53 limit rate 500/second burst 500 packets log group {LOG_GROUP} snaplen 1500
         icmp type destination-unreachable limit rate 100/second burst 100 packets log group {LOG_GROUP} snaplen 100
         icmpv6 type destination-unreachable limit rate 100/second burst 100 packets log group {LOG_GROUP} snaplen 140
@@ -73,12 +75,13 @@ table inet {TABLE} {{
     map received_by {{ type iface_index : verdict; }}
 {sets}
     chain count_sent_flow {{
-        meta l4proto != {{ tcp, udp }} return
+        meta l4proto != tcp meta l4proto != udp return
         meta nfproto ipv4 update @sent_flows_4 {{ iif . ip daddr . meta l4proto . th dport . meta mark counter }}
         meta nfproto ipv6 update @sent_flows_6 {{ iif . ip6 daddr . meta l4proto . th dport . meta mark counter }}
     }}
     chain count_received_flow {{
-        meta l4proto != {{ tcp, udp }} return
+        meta l4proto != tcp meta l4proto != udp return
+        tcp flags & (syn | ack | rst) == syn | ack update @connections {{ oif . meta mark counter }}
         meta nfproto ipv4 update @received_flows_4 {{ oif . ip saddr . meta l4proto . th sport . meta mark counter }}
         meta nfproto ipv6 update @received_flows_6 {{ oif . ip6 saddr . meta l4proto . th sport . meta mark counter }}
     }}
@@ -89,41 +92,45 @@ table inet {TABLE} {{
     }}
     chain count_received {{
         update @received_bytes {{ oif . meta mark counter }}
-        tcp flags & (syn | ack | rst) == syn | ack update @connections {{ oif . meta mark counter }}
         jump count_received_flow
         meta mark set 0
     }}
     chain refuse {{
         meta mark set {POLICY_MARK} accept
     }}
+    chain refusal {{
+        iifname != "{JOB_LINK}*" return
+        jump count_sent_flow
+        meta mark {POLICY_MARK} reject with icmpx type admin-prohibited
+    }}
     chain sent {{
         type filter hook prerouting priority {_EARLY}; policy accept;
-        iifname != "{JOB_LINK}*" return
-        ip daddr {{ {", ".join(OWN_V4)} }} {uncounted}_sent
-        ip6 daddr {{ {", ".join(OWN_V6)} }} {uncounted}_sent
         iif vmap @sent_by
-        drop
+        iifname "{JOB_LINK}*" drop
     }}
     chain received {{
         type filter hook postrouting priority {_EARLY}; policy accept;
-        oifname != "{JOB_LINK}*" return
-        ip saddr {{ {", ".join(OWN_V4)} }} {uncounted}_received
-        ip6 saddr {{ {", ".join(OWN_V6)} }} {uncounted}_received
         oif vmap @received_by
-        {uncounted}_received
     }}
     chain refused {{
-        type filter hook input priority filter - 10; policy accept;{refused}
+        type filter hook input priority filter - 10; policy accept;
+        meta mark {TPROXY_MARK} accept
+        meta mark vmap {{ {refusals} }}
     }}
     chain refused_onwards {{
-        type filter hook forward priority filter - 10; policy accept;{refused}
+        type filter hook forward priority filter - 10; policy accept;
+        meta mark 0 accept
+        meta mark vmap {{ {refusals} }}
     }}{log if logging else ""}
 }}
 """  # noqa: S608
 
 
-#: For what is in no class.
-_EVERYWHERE = (Destination(IPv4Network("0.0.0.0/0")), Destination(IPv6Network("::/0")))
+#: How nft(8) calls IP's versions.
+_FAMILIES = {4: "ip", 6: "ip6"}
+
+#: What stays inside, which no policy can deny, nor is it of any class.
+_OWN = tuple(Destination(ip_network(text)) for text in (*OWN_V4, *OWN_V6))
 
 
 def policy_rules(
@@ -137,19 +144,61 @@ def policy_rules(
     The first of the `classes` that covers a packet's destination counts it, as number 1 and on. Of a name nothing is
     allowed, denied or counted: names have been replaced by addresses before.
     """
-    chains: dict[str, list[str]] = {f"{name}_{part}": [] for part in ("classes", "sent", "received")}
-    for number, destinations in (*enumerate(classes, 1), (0, _EVERYWHERE)):
-        counted = f"meta mark set {FIRST_CLASS_MARK + number} goto count"
-        chains[f"{name}_classes"] += _rules(destinations, f"{counted}_sent", "d")
-        chains[f"{name}_received"] += _rules(destinations, f"{counted}_received", "s")
-    chains[f"{name}_sent"] += _rules(denied, "goto refuse", "d")
-    classes_of = f"goto {name}_classes"
-    chains[f"{name}_sent"] += _rules(allowed, classes_of, "d") + ["goto refuse"] if allowed else [classes_of]
-    lines = []
-    for chain, rules in chains.items():
-        lines += [f"add chain inet {TABLE} {chain}", f"flush chain inet {TABLE} {chain}"]
-        lines += [f"add rule inet {TABLE} {chain} {rule}" for rule in rules]
+    chains: dict[str, list[str]] = {}
+    of_sent, of_received = ["goto count_sent_flow"], ["goto count_received_flow"]
+    if classes:
+        of_sent, of_received = (_class_chains(len(classes), way, chains) for way in ("sent", "received"))
+    lists, onwards, refuse = [_OWN, *classes], f"goto {name}_classes", "goto refuse"
+    chains[f"{name}_classes"] = _first_of(lists, of_sent, of_sent[0], "d")
+    chains[f"{name}_received"] = ["meta mark set 0", *_first_of(lists, of_received, of_received[0], "s")]
+    chains[f"{name}_sent"] = [onwards]
+    if allowed or denied:
+        otherwise = refuse if allowed else onwards
+        chains[f"{name}_sent"] = _first_of([_OWN, denied, allowed], [of_sent[0], refuse, onwards], otherwise, "d")
+    lines = [f"{verb} chain inet {TABLE} {chain}" for chain in chains for verb in ("add", "flush")]
+    lines += [f"add rule inet {TABLE} {chain} {rule}" for chain, rules in chains.items() for rule in rules]
     return "\n".join(lines) + "\n"
+
+
+def _class_chains(count: int, way: str, chains: dict[str, list[str]]) -> list[str]:
+    """What leads to the counting of each class, number 0 being none; adds the `chains`, which policies share."""
+    for number in range(1, count + 1):
+        chains[f"class_{number}_{way}"] = [f"meta mark set {FIRST_CLASS_MARK + number} goto count_{way}"]
+    return [f"goto count_{way}", *(f"goto class_{number}_{way}" for number in range(1, count + 1))]
+
+
+def _first_of(lists: Sequence[Sequence[Destination]], verdicts: Sequence[str], otherwise: str, side: str) -> list[str]:
+    """Rules by which the first of the lists that covers a packet decides, and `otherwise` where none does.
+
+    Where addresses alone say so, that is one look-up; only what is left by it meets rules for each list.
+    """
+    decided = {version: _decided(spans(lists, version), [*verdicts, otherwise]) for version in _FAMILIES}
+    tried = any(verdict is None for parts in decided.values() for _, _, verdict in parts)
+    rules = []
+    for version, parts in decided.items():
+        known = [(first, last, verdict) for first, last, verdict in parts if verdict is not None]
+        if len(parts) == len(known) == 1:
+            rules += [f"meta nfproto ipv{version} {known[0][2]}"] if tried else []
+        elif known:
+            elements = ", ".join(f"{first}-{last} : {verdict}" for first, last, verdict in known)
+            rules.append(f"{_FAMILIES[version]} {side}addr vmap {{ {elements} }}")
+    if tried:
+        for destinations, verdict in zip(lists, verdicts):
+            rules += _rules(destinations, verdict, side)
+    return [*rules, otherwise]
+
+
+def _decided(found: Iterable[Span], verdicts: Sequence[str]) -> list[tuple[Address, Address, str | None]]:
+    """Addresses and what is decided for them, None where rules have to be tried; the last verdict is for no list."""
+
+    def verdict_of(span: Span) -> str | None:
+        return None if span.depends else verdicts[-1 if span.number is None else span.number]
+
+    parts = []
+    for verdict, some in groupby(found, verdict_of):
+        each = list(some)
+        parts.append((each[0].first, each[-1].last, verdict))
+    return parts
 
 
 def remove_rules(names: Iterable[str]) -> str:
@@ -173,7 +222,7 @@ def _rules(destinations: Sequence[Destination], target: str, side: str) -> list[
 
 
 def _address_match(networks: list[Network], side: str) -> str:
-    family = "ip" if networks[0].version == 4 else "ip6"
+    family = _FAMILIES[networks[0].version]
     found = [str(network) for network in collapse_addresses(networks)]  # type: ignore[type-var]
     if found[0].endswith("/0"):
         return f"meta nfproto ipv{networks[0].version}"

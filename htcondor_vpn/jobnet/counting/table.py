@@ -135,17 +135,20 @@ class JobTable:
         self.run(remove_rules(names))
 
     def moved(self) -> dict[int, dict[int, Moved]]:
-        """What each job network has moved, by the number of the class; 0 is what is in none."""
+        """What each job network has moved, by the number of the class; 0 is what is in none.
+
+        Of a job without classes there are connections only.
+        """
         sent, received, begun = (self._elements.counters(name) for name in _SETS[:3])
         found: dict[int, dict[int, Moved]] = {}
-        for key in sent.keys() | received.keys():
+        for key in sent.keys() | received.keys() | begun.keys():
             counts = _moved(sent.get(key), received.get(key), begun.get(key))
-            found.setdefault(_number(key), {})[_MARK.unpack(key[-4:])[0] - FIRST_CLASS_MARK] = counts
+            found.setdefault(_number(key), {})[_class(_MARK.unpack(key[-4:])[0])] = counts
         return found
 
     def moved_by(self, number: int, classes: int) -> dict[int, Moved]:
         """What one job network has moved, in no class and in each of so many; it takes no longer with more jobs."""
-        marks = [_link(number) + _MARK.pack(FIRST_CLASS_MARK + each) for each in range(classes + 1)]
+        marks = [_link(number) + _MARK.pack(_mark(each)) for each in range(classes + 1)]
         counts = self._elements.counters_of([(name, key) for key in marks for name in _SETS[:3]])
         return {each: _moved(*(counts.get((name, key)) for name in _SETS[:3])) for each, key in enumerate(marks)}
 
@@ -188,8 +191,18 @@ def _number(key: bytes) -> int:
     return int((_LINK.unpack_from(key)[0] - FIRST_INDEX) // 2)
 
 
+def _mark(number: int) -> int:
+    """The mark of a class by its number."""
+    return FIRST_CLASS_MARK + number if number else 0
+
+
+def _class(mark: int) -> int:
+    """The number of the class whose mark it is."""
+    return max(mark - FIRST_CLASS_MARK, 0)
+
+
 def _key(number: int, flow: Flow) -> bytes:
-    peer, mark = flow.peer, flow.refused_by or FIRST_CLASS_MARK + flow.number
+    peer, mark = flow.peer, flow.refused_by or _mark(flow.number)
     protocol = socket.IPPROTO_TCP if peer.protocol == "tcp" else socket.IPPROTO_UDP
     ends = struct.pack("=B3x", protocol) + struct.pack("!H2x", peer.port)
     return _link(number) + peer.address.packed + ends + _MARK.pack(mark)
@@ -200,7 +213,7 @@ def _flow(key: bytes, version: int) -> Flow:
     (port,) = struct.unpack_from("!H", key, end + 4)
     (mark,) = _MARK.unpack(key[-4:])
     peer = Peer(ip_address(key[4:end]), _PROTOCOLS[key[end]], port)
-    return Flow(peer, 0, mark) if mark < FIRST_CLASS_MARK else Flow(peer, mark - FIRST_CLASS_MARK)
+    return Flow(peer, _class(mark), mark if mark < FIRST_CLASS_MARK else 0)
 
 
 def _moved(sent: Count | None, received: Count | None, begun: Count | None = None) -> Moved:

@@ -74,6 +74,12 @@ def test_account_survives_being_written(taken):
     assert Account.of(json.loads(json.dumps(account.message()))) == account
 
 
+def test_without_classes_the_link_has_it_all():
+    account = Account(0)
+    account.sample(Totals(5000, 700, 4, 3), {0: Moved(connections=2)}, account.began + 1)
+    assert account.by_class() == {OTHER: Moved(700, 5000, 3, 4, 2)}
+
+
 def test_a_starter_takes_the_attributes_of_any_policy():
     names = tuple(f"class-{number}" for number in range(60))
     account = Account(0, class_names=names, resent_segments=1)

@@ -97,7 +97,7 @@ def test_a_names_new_address_is_allowed_and_the_one_before_for_a_while(scenario,
         assert "192.0.2.1/32, 192.0.2.2/32" in table.ran[-1]
         monkeypatch.setattr(address_module, "KEPT_SECONDS", 0.0)
         await until(lambda: len(table.ran) > 2)
-        assert "192.0.2.1" not in table.ran[-1]
+        assert "192.0.2.1/32" not in table.ran[-1]
 
     scenario(work)
 
@@ -108,7 +108,7 @@ def test_a_name_without_an_address_allows_nothing_and_says_so(scenario, caplog):
             chain = await policies.lead(1, allowing("gone.example.org"))
         sent = [line for line in table.ran[-1].splitlines() if line.startswith("add rule") and f"{chain}_sent" in line]
         assert sent[-1].endswith("goto refuse")
-        assert "{ 0.0.0.0/32 }" in sent[0]
+        assert f"{{ 0.0.0.0-0.0.0.0 : goto {chain}_classes, 0.0.0.1-126.255.255.255 : goto refuse, " in sent[0]
         assert "gone.example.org" in caplog.text
 
     scenario(work)

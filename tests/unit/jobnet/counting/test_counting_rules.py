@@ -19,7 +19,8 @@ def test_networks_of_a_kind_share_a_rule_and_overlap_is_no_matter():
     text = policy_rules(
         "p", (), destinations("10.0.0.0/8", "10.1.0.0/16", "2001:db8::/32", "192.0.2.1 tcp port 25"), ()
     )
-    assert rules("p_sent", text) == [
+    assert rules("p_sent", text)[-5:] == [
+        "ip6 daddr { ::1/128, fd68:7463:6f6e::/48, fe80::/10, ff00::/8 } goto count_sent_flow",
         "ip daddr { 10.0.0.0/8 } goto refuse",
         "ip6 daddr { 2001:db8::/32 } goto refuse",
         "ip daddr { 192.0.2.1/32 } tcp dport 25 goto refuse",
@@ -27,20 +28,56 @@ def test_networks_of_a_kind_share_a_rule_and_overlap_is_no_matter():
     ]
 
 
+def decided(rules, family, side):
+    """What the map of that family says, by spans of addresses."""
+    (found,) = [rule for rule in rules if rule.startswith(f"{family} {side}addr vmap")]
+    elements = found.partition("{ ")[2].rstrip(" }").split(", ")
+    return dict(element.split(" : ") for element in elements)
+
+
 def test_what_is_not_allowed_is_refused():
     text = policy_rules("p", destinations("192.0.2.7 tcp port 1094-1095"), (), ())
-    assert rules("p_sent", text) == ["ip daddr { 192.0.2.7/32 } tcp dport 1094-1095 goto p_classes", "goto refuse"]
+    sent = rules("p_sent", text)
+    assert sent[-2:] == ["ip daddr { 192.0.2.7/32 } tcp dport 1094-1095 goto p_classes", "goto refuse"]
+    assert decided(sent, "ip", "d") == {
+        "0.0.0.0-126.255.255.255": "goto refuse",
+        "127.0.0.0-127.255.255.255": "goto count_sent_flow",
+        "128.0.0.0-192.0.2.6": "goto refuse",
+        "192.0.2.8-198.17.255.255": "goto refuse",
+        "198.18.0.0-198.19.255.255": "goto count_sent_flow",
+        "198.20.0.0-255.255.255.255": "goto refuse",
+    }
+
+
+def test_addresses_alone_take_one_look_up_and_no_rule_more():
+    text = policy_rules("p", (), destinations("10.0.0.0/8"), [destinations("10.1.0.0/16"), destinations("0.0.0.0/0")])
+    assert [rule.partition(" {")[0] for rule in rules("p_sent", text)] == [
+        "ip daddr vmap", "ip6 daddr vmap", "goto p_classes",
+    ]  # fmt: skip
+    assert [rule.partition(" {")[0] for rule in rules("p_classes", text)] == ["ip daddr vmap", "goto count_sent"]
+    assert decided(rules("p_classes", text), "ip", "d")["10.1.0.0-10.1.255.255"] == "goto class_1_sent"
+    assert decided(rules("p_received", text), "ip", "s")["10.2.0.0-126.255.255.255"] == "goto class_2_received"
+    assert rules("class_2_sent", text) == ["meta mark set 18 goto count_sent"]
+
+
+def test_without_classes_the_link_counts():
+    text = policy_rules("p", (), (), ())
+    assert rules("p_sent", text) + rules("p_classes", text) == ["goto p_classes", "goto count_sent_flow"]
+    assert rules("p_received", text) == ["meta mark set 0", "goto count_received_flow"]
 
 
 def test_the_first_class_counts_both_ways():
     text = policy_rules("p", (), (), [destinations("10.0.0.0/8 port 80"), destinations("0.0.0.0/0 udp")])
-    assert rules("p_classes", text)[:2] == [
-        "ip daddr { 10.0.0.0/8 } meta l4proto { tcp, udp } th dport 80 meta mark set 17 goto count_sent",
-        "meta nfproto ipv4 meta l4proto udp meta mark set 18 goto count_sent",
+    assert rules("p_classes", text)[-3:] == [
+        "ip daddr { 10.0.0.0/8 } meta l4proto { tcp, udp } th dport 80 goto class_1_sent",
+        "meta nfproto ipv4 meta l4proto udp goto class_2_sent",
+        "goto count_sent",
     ]
-    assert rules("p_received", text)[0] == (
-        "ip saddr { 10.0.0.0/8 } meta l4proto { tcp, udp } th sport 80 meta mark set 17 goto count_received"
+    assert (
+        "ip saddr { 10.0.0.0/8 } meta l4proto { tcp, udp } th sport 80 goto class_1_received"
+        in rules("p_received", text)
     )
+    assert "meta nfproto ipv6 goto count_sent" in rules("p_classes", text)
 
 
 def test_the_same_reach_has_the_same_chain_in_every_broker():
