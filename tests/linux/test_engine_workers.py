@@ -120,6 +120,37 @@ def test_a_worker_that_is_killed_takes_its_own_flows_alone(pilot, flows):
     assert flows() == FLOWS // 2
 
 
+def test_a_worker_that_is_stopped_is_replaced(pilot, flows):
+    """What was begun in it is reset and does not hang, and what begins meanwhile goes through the other one."""
+    engine, (victim, other) = pilot.child("engine"), workers(pilot)
+    wait_until(lambda: pilot.state()["flows"] == FLOWS)
+    assert pilot.ask(fetch(1_000_000)) == "1000000"
+    descriptors = len(os.listdir(f"/proc/{engine}/fd"))
+    carried = wait_until(lambda: (said := pilot.state()["bytes_in"]) >= 1_000_000 and said)
+    os.kill(victim, signal.SIGSTOP)
+    for _ in range(2 * FLOWS):
+        assert pilot.ask(fetch()) == "1000"
+    wait_until(lambda: victim not in workers(pilot), timeout_seconds=40)
+    wait_until(lambda: flows() == FLOWS // 2)
+    wait_until(lambda: len(workers(pilot)) == WORKERS)
+    assert other in workers(pilot)
+    wait_until(lambda: pilot.state()["flows"] == FLOWS // 2)
+    assert pilot.state()["bytes_in"] >= carried + 2 * FLOWS * 1000
+    wait_until(lambda: len(os.listdir(f"/proc/{engine}/fd")) <= descriptors)
+    assert pilot.ask(fetch()) == "1000"
+
+
+def test_with_all_workers_stopped_the_engine_relays(pilot, flows):
+    former = workers(pilot)
+    for process in former:
+        os.kill(process, signal.SIGSTOP)
+    for _ in range(4):
+        assert pilot.ask(fetch()) == "1000"
+    wait_until(lambda: flows() == 0, timeout_seconds=40)
+    wait_until(lambda: len(set(workers(pilot)) - set(former)) == WORKERS)
+    assert pilot.ask(fetch()) == "1000"
+
+
 def test_workers_end_with_their_engine(pilot, flows):
     former = workers(pilot)
     kill(pilot.child("engine"))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from htcondor_vpn.linux.async_channel import AsyncChannel
@@ -18,14 +20,19 @@ from htcondor_vpn.tunnel.workers.told_errors import OPENING_ERRORS, heard, told
 from htcondor_vpn.tunnel.workers.worker import GatewayKey
 from htcondor_vpn.wire.deadline import Deadline
 from htcondor_vpn.wire.stream import PlainStream
-from htcondor_vpn.wire.tls import reset
+from htcondor_vpn.wire.tls import reset, reset_on_close
 from htcondor_vpn.wire.traffic import Traffic
 
-#: It answers before, unless it is stopped.
 _OPEN_SECONDS = 2 * CONNECT_SECONDS + FLOW_SECONDS
+#: After so many looks without a word in between, a worker gets no new flows.
+_SILENT_LOOKS = 2
 
 #: Connects to a gateway; raises as `Way.dial`.
 Dial = Callable[[GatewayKey], Awaitable[socket.socket]]
+
+
+class WorkerLost(CarrierBusy):
+    """The worker that was opening a flow died, or does not answer."""
 
 
 class RemoteFlow:
@@ -55,6 +62,9 @@ class WorkerProcess:
         self._flows: dict[int, RemoteFlow] = {}
         self._numbers = itertools.count()
         self._dialling: set[asyncio.Task[None]] = set()
+        #: How often it was looked at since it last said anything.
+        self.silent_looks = 0
+        self._asked = False
         self._channel = AsyncChannel(child.channel, self._hear, lambda: None)  # the end comes by the pidfd
         asyncio.get_running_loop().add_reader(child.pidfd, self._reap)
 
@@ -67,8 +77,27 @@ class WorkerProcess:
     def age_seconds(self) -> float:
         return time.monotonic() - self._born
 
+    @property
+    def answers(self) -> bool:
+        """Whether it does, as far as is known: one that is stopped or stuck does not."""
+        return self.silent_looks < _SILENT_LOOKS
+
+    def look(self) -> None:
+        """Sees whether it answers, and asks it to; to be called at regular times.
+
+        Looks are counted, not seconds: when a whole pilot was stopped and goes on, nobody has been silent for long.
+        """
+        if not self._asked:
+            self._asked = True
+            self._channel.send({"answer": True})
+            return
+        self.silent_looks += 1
+        if not self.answers:  # what it was to open, another one can
+            for flow in [flow for flow in self._flows.values() if not flow.opened.done()]:
+                self.cut(flow)
+
     async def open_flow(self, key: GatewayKey, address: Address, port: int) -> RemoteFlow:
-        """Has it open a flow through a gateway; raises as `Carrier.open_flow`."""
+        """Has it open a flow through a gateway; raises `WorkerLost`, and as `Carrier.open_flow`."""
         flow = self._begin()
         self._channel.send({"open": flow.number, "gateway": key, "to": [str(address), port]})
         try:
@@ -100,6 +129,8 @@ class WorkerProcess:
         if flow.ended.done():
             reset(application)
             return
+        with suppress(OSError):  # its worker may never take it
+            reset_on_close(application, True)
         self._channel.send({"relay": flow.number}, [application.detach()])
         try:
             await flow.ended
@@ -120,12 +151,20 @@ class WorkerProcess:
         """Ends it, and its flows; `ended` is done when it has ended."""
         self._channel.close()
 
+    def kill(self) -> None:
+        """Ends it at once, be it stopped; `ended` is done soon afterwards."""
+        with suppress(ProcessLookupError):
+            os.kill(self.child.pid, signal.SIGKILL)
+
     def _begin(self, kept: socket.socket | None = None) -> RemoteFlow:
         flow = RemoteFlow(self, next(self._numbers), kept)
         self._flows[flow.number] = flow
         return flow
 
     def _hear(self, message: dict[str, Any], _: list[int]) -> None:
+        self.silent_looks = 0
+        if "answered" in message:
+            self._asked = False
         if "carried" in message:
             self.carried = Traffic(*message["carried"])
         if "dial" in message:
@@ -173,8 +212,8 @@ def _ended(flow: RemoteFlow, why: Exception | None = None) -> None:
     if not flow.ended.done():
         flow.ended.set_result(None)
     if not flow.opened.done():
-        died = CarrierBusy("the process that was opening the flow died", "it is started again")
-        flow.opened.set_exception(why or died)
+        lost = WorkerLost("the process that was opening the flow died or does not answer", "it is started again")
+        flow.opened.set_exception(why or lost)
         flow.opened.exception()  # who has asked may be gone
 
 

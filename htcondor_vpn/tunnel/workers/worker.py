@@ -9,6 +9,7 @@ What the engine tells it, where a flow has a `number` that the engine gave it, a
 | {"adopt": number, "half_closes"} | the far side's connection, what that has sent | a flow that the engine has opened |
 | {"cut": number} | | cut a flow, or give up opening it |
 | {"forget": gateway} | | the gateway was lost |
+| {"answer": true} | | say {"answered": true} at once |
 | {"dialled": number} | a connection to the gateway | the answer to {"dial": number, "gateway"}; or why it "failed" |
 
 It says {"ended": number} of each flow, and why it "failed" if it could not be opened; and now and then
@@ -113,6 +114,8 @@ class _Worker:
             known.application.set_result(sockets.pop())
         elif "dialled" in message:
             self._dialled(message, sockets)
+        elif "answer" in message:
+            self._engine.send({"answered": True})
         elif "forget" in message:
             if (gateway := self._gateways.pop(GatewayKey(*message["forget"]), None)) is not None:
                 gateway.forget()

@@ -3,7 +3,8 @@
 Everything but the relaying stays with the engine: which gateway a flow goes through, whether that works, and how it is
 reached. A flow through a gateway is opened by the worker that will relay it, since a TLS connection cannot change
 hands; any other one is opened here, and its two sockets are handed over. A worker that dies takes its own flows with
-it, and no others. Where there is none, or none has room, flows are relayed here.
+it, and no others; one that is stopped or stuck gets no new ones, and is killed when it stays so. Where there is none,
+or none has room, flows are relayed here.
 """
 
 from __future__ import annotations
@@ -12,18 +13,16 @@ import asyncio
 import logging
 import os
 import resource
-import signal
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 
 from htcondor_vpn.linux.children import fork_child
 from htcondor_vpn.tunnel.carrier import Address, FarEnd
 from htcondor_vpn.tunnel.carriers.gateway_connections import GatewayConnections, Token
 from htcondor_vpn.tunnel.carriers.server import Way
 from htcondor_vpn.tunnel.workers.own_flows import OwnFlows, sum_of
-from htcondor_vpn.tunnel.workers.process import RemoteFlow, WorkerProcess
+from htcondor_vpn.tunnel.workers.process import RemoteFlow, WorkerLost, WorkerProcess
 from htcondor_vpn.tunnel.workers.worker import Access, GatewayKey, work
 from htcondor_vpn.wire.stream import PlainStream
 from htcondor_vpn.wire.tls import TlsStream
@@ -37,6 +36,9 @@ _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 0.1, 5.0
 #: A worker that served for so long did not fail at its start.
 _STEADY_SECONDS = 10.0
 _END_SECONDS = 2.0
+#: How often workers are looked at, and after how many looks without a word they are killed: a busy machine does not
+#: hold a process up for so long, and who has a flow in a stopped one waits for so long until it is reset.
+_LOOK_SECONDS, _MOST_LOOKS = 1.0, 10
 #: Of a worker, for its loop and what it keeps in reserve.
 _SPARE_DESCRIPTORS = 128
 
@@ -61,6 +63,7 @@ class Workers:
         self._relayed = self._room = 0
         self._pause = _FIRST_PAUSE_SECONDS
         self._finishing = False
+        self._looking: asyncio.TimerHandle | None = None
 
     @property
     def flows(self) -> int:
@@ -112,8 +115,9 @@ class Workers:
             return stream
 
     def least_busy(self) -> WorkerProcess | None:
-        """The worker with the fewest flows, if it has room for one more: each takes two descriptors."""
-        least = min(self.processes, key=lambda process: process.flows, default=None)
+        """The worker that answers with the fewest flows, if it has room for one more: each takes two descriptors."""
+        answering = (process for process in self.processes if process.answers)
+        least = min(answering, key=lambda process: process.flows, default=None)
         return least if least is not None and least.flows < self._room else None
 
     # Processes
@@ -124,6 +128,16 @@ class Workers:
         self._room = sys.maxsize if limit == resource.RLIM_INFINITY else (limit - _SPARE_DESCRIPTORS) // 2
         for _ in range(self._count):
             self._start_one()
+        self._look()
+
+    def _look(self) -> None:
+        for process in self.processes:
+            process.look()
+            if process.silent_looks == _MOST_LOOKS:
+                log.error("worker %d is stopped or stuck, and killed", process.child.pid)
+                process.kill()
+        if self._count:
+            self._looking = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
 
     def _start_one(self) -> None:
         if self._finishing:
@@ -158,13 +172,14 @@ class Workers:
     async def finish(self) -> None:
         """Ends them, and the flows that there still are."""
         self._finishing = True
+        if self._looking is not None:
+            self._looking.cancel()
         processes = list(self.processes)
         for process in processes:
             process.close()
         await _ended(processes)
         for process in self.processes:
-            with suppress(ProcessLookupError):
-                os.kill(process.child.pid, signal.SIGKILL)
+            process.kill()
         await _ended(processes)
 
 
@@ -180,6 +195,12 @@ class GatewayFlows:
         self._workers, self._connections, self._key = workers, connections, key
 
     async def open_flow(self, address: Address, port: int) -> tuple[FarEnd, bytes]:
+        try:
+            return await self._open_flow(address, port)
+        except WorkerLost:  # once more, and not for ever: it may be this flow that they do not survive
+            return await self._open_flow(address, port)
+
+    async def _open_flow(self, address: Address, port: int) -> tuple[FarEnd, bytes]:
         process = self._workers.least_busy()
         if process is None:
             return await self._connections.open_flow(address, port)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import select
 import signal
 import socket
 from collections.abc import Awaitable, Callable
@@ -126,6 +127,62 @@ def test_flows_are_spread_and_who_dies_takes_its_own() -> None:
     run(body)
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> float:
+    """Within half of the returned seconds, a worker that is stopped is killed."""
+    monkeypatch.setattr("htcondor_vpn.tunnel.workers.workers._LOOK_SECONDS", 0.05)
+    return 1.0
+
+
+def test_who_is_stopped_gets_no_new_flow_and_is_replaced(quick: float) -> None:
+    async def body(workers: Workers) -> None:
+        flows = [Flow(workers) for _ in range(4)]
+        for flow in flows:
+            await flow.say(b"x")
+            assert await asyncio.get_running_loop().sock_recv(flow.far, 1) == b"x"
+        victim, other = workers.processes
+        await until(lambda: workers.carried.bytes_from_plain == 4)  # each has told of its own
+        os.kill(victim.child.pid, signal.SIGSTOP)
+        unanswered = Flow(workers)  # it goes there: the first of those that have the fewest
+        await until(lambda: victim.flows == 3)
+        await unanswered.say(b"x")
+        await until(lambda: not victim.answers)
+        late = [Flow(workers) for _ in range(3)]
+        for flow in late:
+            await flow.say(b"x")
+            assert await asyncio.get_running_loop().sock_recv(flow.far, 1) == b"x"
+        assert (victim.flows, other.flows) == (3, 5)
+        await until(lambda: workers.flows == 5)
+        for flow in [*(flow for flow in flows if flow.relaying.done()), unanswered]:
+            for end in (flow.near, flow.far):
+                with pytest.raises(ConnectionResetError):
+                    await flow.read(end)
+                end.close()
+        assert victim.ended.result() == signal.SIGKILL
+        await until(lambda: len(workers.processes) == 2 and workers.carried.bytes_from_plain == 7)
+        assert other in workers.processes
+        await asyncio.gather(*(flow.end() for flow in [*flows, *late] if not flow.relaying.done()))
+
+    run(body)
+
+
+def test_nobody_is_killed_where_all_were_stopped(quick: float) -> None:
+    async def body(workers: Workers) -> None:
+        flow, before = Flow(workers), list(workers.processes)
+        for _ in range(3):
+            for process in before:
+                os.kill(process.child.pid, signal.SIGSTOP)
+            select.select([], [], [], quick)  # this process does nothing as well; that it lasts is the experiment
+            for process in before:
+                os.kill(process.child.pid, signal.SIGCONT)
+            await flow.say(b"x")
+            assert await asyncio.get_running_loop().sock_recv(flow.far, 1) == b"x"
+        await flow.end()
+        assert workers.processes == before
+
+    run(body)
+
+
 def test_a_flow_that_is_cut_is_reset_on_both_sides() -> None:
     async def body(workers: Workers) -> None:
         flow = Flow(workers)
@@ -217,13 +274,19 @@ def test_no_descriptors_in_a_worker_or_here_are_not_the_gateways_fault() -> None
     opened_through(body, OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
 
 
-def test_a_worker_that_dies_while_it_opens_flows() -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_what_a_worker_was_opening_another_one_opens(number: int, quick: float) -> None:
     async def body(workers: Workers, path: Path, opener: Any) -> None:
         opening = asyncio.ensure_future(opener.open_flow(ADDRESS, 80))
         await path.dialled.wait()
+        path.dialled.clear()
         busy = next(process for process in workers.processes if process.flows)
-        os.kill(busy.child.pid, signal.SIGKILL)
-        with pytest.raises(CarrierBusy):
+        os.kill(busy.child.pid, number)
+        await path.dialled.wait()
+        other = next(process for process in workers.processes if process.flows)
+        assert other is not busy
+        os.kill(other.child.pid, number)
+        with pytest.raises(CarrierBusy, match="died or does not answer"):
             await opening
 
     opened_through(body, None)
