@@ -47,6 +47,59 @@ def test_a_killed_worker_takes_its_own_flows_only_and_is_replaced(site, start):
     assert "signal 9" in gateway.log.read_text()
 
 
+def test_a_stopped_worker_takes_no_connections_and_is_replaced(site, start):
+    """Its flows are reset and do not hang, and what it had told of them stays counted."""
+    gateway, client = start()
+
+    async def body():
+        async with echo_server(site):
+            streams = [await client.flow() for _ in range(24)]
+            for stream in streams:
+                assert await echoes(stream, b"x" * 1000)
+            await until(lambda: gateway.status()["bytes_up"] == 24_000)
+            await until(lambda: [row["flows"] for row in gateway.ledger()] == [24])  # it knows of those that run
+            victim, other = gateway.workers()
+            doomed = next(each["flows"] for each in gateway.status()["workers"] if each["pid"] == victim)
+            assert 0 < doomed < 24
+            os.kill(victim, signal.SIGSTOP)
+            for _ in range(12):
+                streams.append(await client.flow())
+                assert await echoes(streams[-1], b"x" * 1000)
+            await until(lambda: victim not in gateway.workers() and len(gateway.workers()) == 2)
+            assert other in gateway.workers()
+            assert [await alive(stream) for stream in streams].count(False) == doomed
+            await until(lambda: gateway.status()["flows"] == 36 - doomed)
+            assert gateway.status()["bytes_up"] >= 36_000
+            for stream in streams:
+                stream.abort()
+            await until(lambda: gateway.status()["connections"] == 0)
+            lost = {("worker_lost", doomed)}
+            await until(lambda: lost <= {(row["outcome"], row["flows"]) for row in gateway.ledger()})
+
+    run(body())
+    assert "stopped or stuck" in gateway.log.read_text()
+
+
+def test_a_gateway_that_was_stopped_as_a_whole_goes_on(site, start):
+    gateway, client = start()
+    workers = gateway.workers()
+
+    async def body():
+        async with echo_server(site):
+            stream = await client.flow()
+            assert await echoes(stream)
+            everyone = [gateway.process.pid, *gateway.children()]
+            for number, pause_seconds in ((signal.SIGSTOP, 12), (signal.SIGCONT, 3)):
+                for pid in everyone:
+                    os.kill(pid, number)
+                await asyncio.sleep(pause_seconds)  # that it lasts is the experiment
+            assert await echoes(stream)
+            stream.abort()
+
+    run(body())
+    assert gateway.workers() == workers
+
+
 @pytest.mark.parametrize(("knob", "status"), [("CONNECTIONS_PER_TOKEN", 429), ("CONNECTIONS", 503)])
 def test_a_limit_holds_over_all_workers(site, start, knob, status):
     _, client = start(**{knob: 10})

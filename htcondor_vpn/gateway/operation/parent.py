@@ -2,7 +2,8 @@
 
 It serves no connection itself, so that nothing that a pilot sends reaches the one process whose death ends all others.
 Workers share its listening sockets: one that dies takes its own flows with it, and is replaced; the others, and the
-connections that wait in the sockets' queues, do not notice.
+connections that wait in the sockets' queues, do not notice. One that is stopped or stuck takes no new connections, and
+is killed when it stays so.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ _START_SECONDS = 60.0
 _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 0.1, 5.0
 #: A worker that served for so long did not fail at its start.
 _STEADY_SECONDS = 10.0
+#: A worker reports every second. After so many ticks without a report it is killed; ticks are counted, not seconds, so
+#: that a gateway that was stopped as a whole kills nobody when it goes on.
+_MOST_SILENT_TICKS = 10
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -47,6 +51,7 @@ class _Worker:
         self.child, self.column, self.retired = child, column, retired
         self.born = time.monotonic()
         self.ready = False
+        self.silent_ticks = 0
         self.flows = self.instance = self.memory_bytes = 0
         self.load = 0.0  # of one processor core
         self._cpu: tuple[float, float] | None = None
@@ -71,6 +76,7 @@ class _Worker:
 
     def heard(self, message: dict[str, Any]) -> None:
         """Takes what it tells of itself."""
+        self.silent_ticks = 0
         self.flows, self.instance = message["flows"], message["instance"]
         self.memory_bytes = message["memory_bytes"]
         now, cpu = time.monotonic(), message["cpu_seconds"]
@@ -218,6 +224,10 @@ class Parent:
         standing = {"flows": self._flows(), "load": self._load(), "draining": self._draining}
         for worker in self._workers:
             worker.tell({"standing": standing})
+            worker.silent_ticks += 1
+            if worker.silent_ticks == _MOST_SILENT_TICKS:
+                log.error("worker %d is stopped or stuck, and killed", worker.child.pid)
+                os.kill(worker.child.pid, signal.SIGKILL)
         self._loop.after(_TICK_SECONDS, self._tick)
 
     def _allocate(self) -> None:
