@@ -35,6 +35,7 @@ _INSIDE: dict[str, Callable[[], Finding]] = {
     "holding connects": kernel.holding,
     "job networks": kernel.job_networks,
     "tun devices": kernel.tun,
+    "kernel WireGuard": kernel.wireguard,
 }
 _BESIDES: tuple[Callable[[], Finding], ...] = (
     kernel.seccomp,

@@ -14,7 +14,9 @@ from htcondor_vpn.errors import CatcherUnavailable, ProgramMissing
 from htcondor_vpn.jobnet.place import TUNNEL_MTU
 from htcondor_vpn.jobnet.policy.decision import Decision, Share
 from htcondor_vpn.jobnet.wiring import Wiring
+from htcondor_vpn.linux.links import make_wireguard
 from htcondor_vpn.linux.namespaces import CLONE_NEWNET, setns, unshare
+from htcondor_vpn.linux.netlink import Netlink
 from htcondor_vpn.linux.programs import find_program
 from htcondor_vpn.linux.seccomp import suspend_sockets
 from htcondor_vpn.linux.tun import make_tun
@@ -112,6 +114,21 @@ def tun() -> Finding:
     except Refused as error:
         return bad("tun devices", error.cause, "modprobe tun; chmod 0666 /dev/net/tun")
     return good("tun devices", "they can be made inside")
+
+
+def wireguard() -> Finding:
+    """Whether the kernel has a WireGuard of its own that may be used inside. Nothing of ours does so."""
+
+    def probe() -> str:
+        with Netlink() as netlink:
+            netlink.do([make_wireguard("doctor", index=2)])
+        return ""
+
+    try:
+        try_in_namespaces(probe, CLONE_NEWNET)
+    except Refused as error:
+        return limited("kernel WireGuard", f"none ({error.cause.rpartition(': ')[2]}); wireguard-go does without")
+    return good("kernel WireGuard", "its links can be made inside; wireguard-go is used all the same")
 
 
 def seccomp() -> Finding:

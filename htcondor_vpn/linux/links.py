@@ -103,6 +103,13 @@ def make_ifb(name: str, *, index: int, mtu: int) -> Request:
     )
 
 
+def make_wireguard(name: str, *, index: int) -> Request:
+    """Makes a link of the kernel's own WireGuard, without keys or peers; EOPNOTSUPP where the kernel has none."""
+    info = attribute_text(_IFLA_INFO_KIND, "wireguard")
+    body = _link_header(index) + attribute_text(_IFLA_IFNAME, name) + attribute(_IFLA_LINKINFO, info)
+    return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, f"make the link {name}")
+
+
 def set_up(index: int) -> Request:
     """Sets a link up."""
     return Request(RTM_NEWLINK, 0, _link_header(index, _IFF_UP, _IFF_UP), f"set link {index} up")

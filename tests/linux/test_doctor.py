@@ -45,6 +45,15 @@ def test_a_node_on_which_all_works(site, gateway, tmp_path):
     assert seen(site, tmp_path) == before
 
 
+def test_what_is_said_of_the_kernels_wireguard_is_what_ip_finds(site):
+    _, told = examine(site)
+    made = site.node.run(["unshare", "-U", "-r", "-n", "ip", "link", "add", "wg", "type", "wireguard"], check=False)
+    assert outcomes(told)["kernel WireGuard"] == ("good" if made.returncode == 0 else "limited")
+    if made.returncode:
+        (said,) = (each["said"] for each in told["findings"] if each["name"] == "kernel WireGuard")
+        assert made.stderr.rpartition(":")[2].strip(" .\n") in said  # the kernel's words, after RTNETLINK answers:
+
+
 def test_a_gateway_that_does_not_answer(site):
     code, told = examine(site, "--gateway", "10.1.0.1:9", "--udp", "10.1.0.1:9")
     assert code == 92
