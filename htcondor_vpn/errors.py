@@ -99,6 +99,12 @@ class LedgerUnreadable(VpnError):
     exit_code = 94
 
 
+class JobNotFound(VpnError):
+    """No job in the ledgers has such a name."""
+
+    exit_code = 95
+
+
 class TokenRefused(VpnError):
     """The gateway does not accept our token."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from htcondor_vpn.cli.output import date, plain, print_table, say, size
 from htcondor_vpn.config_sources import config_files
-from htcondor_vpn.errors import LedgerUnreadable, UsageError
+from htcondor_vpn.errors import JobNotFound, LedgerUnreadable, UsageError
 from htcondor_vpn.jobnet.counting.books import FILE as LIVE_FILE
 from htcondor_vpn.jobnet.counting.ledger import FILE, read, read_live
 from htcondor_vpn.publish.state import run_folders
@@ -64,10 +64,11 @@ def _list(args: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace) -> int:
     jobs = _jobs(args.ledger, args.job)
-    names = {job["job"] for job in jobs}
-    if not jobs or len(names) > 1:
-        cause = f"{len(names) or 'no'} jobs have {args.job!r} in their names"
-        raise UsageError(cause, "`htcondor-vpn job list` lists them")
+    remedy = "`htcondor-vpn job list` lists them"
+    if not jobs:
+        raise JobNotFound(f"no job has {args.job!r} in its name", remedy)
+    if (names := len({job["job"] for job in jobs})) > 1:
+        raise UsageError(f"{names} jobs have {args.job!r} in their names", remedy)
     say(json.dumps(jobs, indent=1) if args.json else "\n\n".join("\n".join(_told(job)) for job in jobs))
     return 0
 

@@ -66,9 +66,9 @@ def test_json_of_a_ledger_in_a_folder(pilot, capsys):
 
 
 @pytest.mark.usefixtures("pilot")
-@pytest.mark.parametrize("name", ["#9.0#", "ap#"])
-def test_a_name_of_none_or_of_several_is_an_error(name, capsys):
-    assert main(["job", "show", name]) == 64
+@pytest.mark.parametrize(("name", "code"), [("#9.0#", 95), ("ap#", 64)])
+def test_a_name_of_none_or_of_several_is_an_error(name, code, capsys):
+    assert main(["job", "show", name]) == code
     assert "`htcondor-vpn job list` lists them" in capsys.readouterr().err
 
 
