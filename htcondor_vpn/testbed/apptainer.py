@@ -14,8 +14,9 @@ from pathlib import Path
 
 from htcondor_vpn.linux.namespaces import CLONE_NEWUSER, die_with_parent, unshare
 from htcondor_vpn.linux.programs import run_program
-from htcondor_vpn.testbed.debian_archive import cache_folder, failures_told, locked, say
+from htcondor_vpn.testbed.cache import cache_folder, make_once
 from htcondor_vpn.testbed.debian_sources import main_mirror
+from htcondor_vpn.testbed.set_up_command import say
 
 SUITE = "sid"
 USER = "pilot"
@@ -42,14 +43,10 @@ exit $?
 def root_folder() -> Path:
     """Returns the folder with the file system, which is made (90 s, 460 MB) if it is not in the cache; for root only.
 
-    Raises `VpnError`.
+    Raises as `make_once`.
     """
     folder = cache_folder() / "apptainer" / SUITE
-    with failures_told(f"the apptainer of {SUITE}", folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder.parent / f"{SUITE}.lock"):
-            if not folder.exists():
-                _build(folder)
+    make_once(f"the apptainer of {SUITE}", folder, folder.exists, lambda: _build(folder))
     return folder
 
 

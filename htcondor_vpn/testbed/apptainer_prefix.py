@@ -6,23 +6,14 @@ beside /usr elsewhere is moved or linked to where it looks.
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
-from htcondor_vpn.errors import ProgramMissing, VpnError
+from htcondor_vpn.errors import ProgramMissing
 from htcondor_vpn.linux.programs import run_program
-from htcondor_vpn.testbed.debian_archive import (
-    cache_folder,
-    download,
-    failures_told,
-    link_programs,
-    locked,
-    say,
-    unpack,
-)
+from htcondor_vpn.testbed.cache import cache_folder, make_once, replaced
+from htcondor_vpn.testbed.debian_archive import download, link_programs, unpack
+from htcondor_vpn.testbed.set_up_command import exit_code, say
 
 PACKAGE = "apptainer"
 SUITE = "sid"
@@ -37,13 +28,9 @@ def made() -> Path | None:
 
 
 def apptainer() -> Path:
-    """Returns the path of the program, fetching it (20 MB) if it is not in the cache yet; raises `VpnError`."""
+    """Returns the path of the program, fetching it (20 MB) if it is not in the cache yet; raises as `make_once`."""
     folder = _folder()
-    with failures_told(f"the {PACKAGE} of {SUITE}", folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder.parent / f"{folder.name}.lock"):
-            if made() is None:
-                _build(folder)
+    make_once(f"the {PACKAGE} of {SUITE}", folder, lambda: made() is not None, lambda: _build(folder))
     return folder / "usr/bin" / PACKAGE
 
 
@@ -52,12 +39,7 @@ def _folder() -> Path:
 
 
 def _build(folder: Path) -> None:
-    for leftover in folder.parent.glob(f".{SUITE}-*"):
-        shutil.rmtree(leftover)
-    with tempfile.TemporaryDirectory(prefix=f".{SUITE}-", dir=folder.parent) as name:
-        work = Path(name)
-        new = work / "prefix"
-        new.mkdir()
+    with replaced(folder) as (new, work):
         for deb in download(SUITE, PACKAGE, _PACKAGES.__contains__, work):
             unpack(deb, new, ("./usr/share", "./usr/lib/*/gconv"))
         for part in ("etc", "var"):
@@ -70,22 +52,8 @@ def _build(folder: Path) -> None:
         programs = [new / "usr/bin" / PACKAGE, loaders[0].parent / PACKAGE / "bin/starter"]
         link_programs(programs, libraries / loaders[0].name, [libraries])
         (new / "made-for").write_text(str(folder))
-        new.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.rename(new, folder)
     say(run_program([str(folder / "usr/bin" / PACKAGE), "--version"]).strip() + f" of Debian {SUITE} is ready")
 
 
-def main() -> int:
-    """Fetches it; returns an exit code."""
-    try:
-        apptainer()
-    except VpnError as error:
-        say(str(error))
-        return error.exit_code
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(apptainer))

@@ -9,24 +9,16 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from htcondor_vpn.errors import ProgramMissing, UsageError, VpnError
+from htcondor_vpn.errors import ProgramMissing, UsageError
 from htcondor_vpn.linux.programs import run_program
-from htcondor_vpn.testbed.debian_archive import (
-    cache_folder,
-    download,
-    failures_told,
-    link_programs,
-    locked,
-    say,
-    unpack,
-)
+from htcondor_vpn.testbed.cache import cache_folder, make_once, replaced
+from htcondor_vpn.testbed.debian_archive import download, link_programs, unpack
+from htcondor_vpn.testbed.set_up_command import exit_code, say
 
 #: trixie has 23.9.6; sid has the newest 25.x.
 SUITES = ("trixie", "sid")
@@ -54,23 +46,15 @@ _DAEMONS = "condor_master", "condor_collector", "condor_schedd", "condor_shadow"
 def prefix(suite: str | None = None) -> Path:
     """Returns the folder with the HTCondor of `suite`, building it if it is not there yet (about 30 MB to fetch).
 
-    Without `suite` it is that of the environment variable HTCONDOR_VPN_TEST_CONDOR, else trixie's. Two callers at once
-    build it once; an interrupted build leaves nothing that the next one would take for a prefix.
+    Without `suite` it is that of the environment variable HTCONDOR_VPN_TEST_CONDOR, else trixie's.
 
-    Raises `UsageError` for a suite we do not know, `RunFolderError` where the cache cannot be written, `VpnError` with
-    apt's words when the packages cannot be fetched.
+    Raises `UsageError` for a suite we do not know, and as `make_once`.
     """
     suite = suite or os.environ.get("HTCONDOR_VPN_TEST_CONDOR") or DEFAULT_SUITE
     if suite not in SUITES:
         raise UsageError(f"there is no HTCondor from {suite!r}", f"choose one of {', '.join(SUITES)}")
     folder = cache_folder() / "condor" / suite
-    if _is_complete(folder):
-        return folder
-    with failures_told(f"the HTCondor of {suite}", folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder.parent / f"{suite}.lock"):
-            if not _is_complete(folder):
-                _build(suite, folder)
+    make_once(f"the HTCondor of {suite}", folder, lambda: _is_complete(folder), lambda: _build(suite, folder))
     return folder
 
 
@@ -90,25 +74,16 @@ def _is_complete(folder: Path) -> bool:
 
 def _build(suite: str, folder: Path) -> None:
     began = time.monotonic()
-    for leftover in folder.parent.glob(f".{suite}-*"):
-        shutil.rmtree(leftover)
     say(f"HTCondor of Debian {suite}: reading the list of packages")
-    with tempfile.TemporaryDirectory(prefix=f".{suite}-", dir=folder.parent) as name:
-        work = Path(name)
-        work.chmod(0o755)
+    with replaced(folder) as (new, work):
         debs = download(suite, "condor", is_needed, work)
         say(f"HTCondor of Debian {suite}: unpacking")
-        new = work / "prefix"
-        new.mkdir()
         for deb in debs:
             unpack(deb, new, _LEAVE_OUT)
         loader = _link_programs(new, folder)
-        if folder.exists():
-            shutil.rmtree(folder)
         found = _check(new, loader)
         note = {"layout": LAYOUT, "path": str(folder), "suite": suite, "version": found}
         (new / "prefix.json").write_text(json.dumps(note) + "\n")
-        new.rename(folder)
     say(f"HTCondor of Debian {suite}: {found} is ready ({time.monotonic() - began:.0f} s)")
 
 
@@ -161,13 +136,7 @@ def _check(new: Path, loader: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Builds the prefixes of the suites in `argv`; returns an exit code."""
-    try:
-        for suite in sys.argv[1:] if argv is None else argv:
-            prefix(suite)
-    except VpnError as error:
-        say(str(error))
-        return error.exit_code
-    return 0
+    return exit_code(lambda: [prefix(suite) for suite in (sys.argv[1:] if argv is None else argv)])
 
 
 if __name__ == "__main__":

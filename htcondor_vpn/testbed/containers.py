@@ -14,8 +14,8 @@ from pathlib import Path
 from htcondor_vpn.errors import UsageError, VpnError
 from htcondor_vpn.linux.programs import ProgramFailed, run_program
 from htcondor_vpn.testbed.apptainer import USER, root_folder, run_in
-from htcondor_vpn.testbed.debian_archive import say
 from htcondor_vpn.testbed.debian_sources import main_mirror
+from htcondor_vpn.testbed.set_up_command import exit_code, say
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 RECIPES = CHECKOUT / "docs" / "containers"
@@ -90,15 +90,5 @@ def _check(problem: str, code: int) -> None:
         raise VpnError(f"{problem}: code {code}", "see what it said above")
 
 
-def main() -> int:
-    """Returns an exit code, after one line on stderr if it is another than 0."""
-    try:
-        build_and_try()
-    except VpnError as error:
-        say(str(error))
-        return error.exit_code
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(build_and_try))

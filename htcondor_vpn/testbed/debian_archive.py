@@ -1,23 +1,20 @@
 """Packages of any Debian suite, fetched and unpacked into a folder; the host's own packages stay untouched.
 
-apt runs on a state of its own, with Debian's signatures checked, and needs no privilege for that. What is unpacked is
-kept in a cache.
+apt runs on a state of its own, with Debian's signatures checked, and needs no privilege for that.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from htcondor_vpn.errors import RunFolderError, VpnError
 from htcondor_vpn.linux.programs import ProgramFailed, find_program, run_program
 from htcondor_vpn.testbed import debian_sources
+from htcondor_vpn.testbed.set_up_command import say
 
 DOWNLOAD_SECONDS = 1800
 UNPACK_SECONDS = 300
@@ -26,48 +23,6 @@ _APT_FOLDERS = (
     "etc/apt/apt.conf.d", "etc/apt/preferences.d", "etc/apt/sources.list.d", "etc/apt/trusted.gpg.d", "var/lib/dpkg",
     "var/lib/apt/lists/partial", "var/cache/apt/archives/partial", "var/log/apt",
 )  # fmt: skip
-
-
-def cache_folder() -> Path:
-    """The folder for what is fetched once: `.cache` in a checkout; for an installed package the user's own cache."""
-    if os.environ.get("HTCONDOR_VPN_CACHE"):
-        return Path(os.environ["HTCONDOR_VPN_CACHE"])
-    checkout = Path(__file__).resolve().parents[2]
-    if (checkout / "setup.cfg").is_file():
-        return checkout / ".cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "htcondor-vpn")
-
-
-@contextmanager
-def failures_told(what: str, folder: Path) -> Iterator[None]:
-    """Turns what fails while `what` is put into `folder` into a `VpnError` that says what can be done about it."""
-    try:
-        yield
-    except ProgramFailed as error:
-        said = error.stderr.strip().splitlines() or ["it said nothing"]
-        why = next((line for line in said if line.startswith("E: ")), said[-1]).strip().rstrip(".")
-        raise VpnError(
-            f"{what} cannot be had: {error.argv[0]}: {why}",
-            "check the way to the Debian mirror of /etc/apt, or name another one in HTCONDOR_VPN_TEST_MIRROR",
-        ) from error
-    except OSError as error:
-        raise RunFolderError(
-            f"{what} cannot be put into {folder}: {error.strerror}",
-            "run this once as the owner of that folder, or name another one in HTCONDOR_VPN_CACHE",
-        ) from error
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Lets one process at a time in, by the lock file `path`."""
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def say(text: str) -> None:
-    """Prints a line for who waits."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def download(suite: str, wanted: str, is_needed: Callable[[str], bool], work: Path) -> list[Path]:

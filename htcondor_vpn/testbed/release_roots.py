@@ -12,10 +12,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from htcondor_vpn.errors import UsageError, VpnError
+from htcondor_vpn.errors import UsageError
 from htcondor_vpn.linux.programs import find_program, run_program
-from htcondor_vpn.testbed.debian_archive import cache_folder, failures_told, locked, say
+from htcondor_vpn.testbed.cache import cache_folder, make_once
 from htcondor_vpn.testbed.debian_sources import main_mirror
+from htcondor_vpn.testbed.set_up_command import exit_code, say
 
 #: The packages beside the smallest system: one release has a Python of its own, the oldest that we support.
 RELEASES = {"bullseye": "python3", "bookworm": "", "trixie": ""}
@@ -34,7 +35,7 @@ def made(release: str) -> Path | None:
 def make(release: str) -> Path:
     """Returns the folder of `release`, which is made (a minute, 150 MB) if it is not in the cache; then for root only.
 
-    Raises `UsageError`, `VpnError`.
+    Raises `UsageError`, and as `make_once`.
     """
     if release not in RELEASES:
         raise UsageError(f"there is no root file system of {release!r}", f"choose one of {', '.join(RELEASES)}")
@@ -43,11 +44,7 @@ def make(release: str) -> Path:
         return folder
     if os.geteuid() != 0:
         raise UsageError(f"debootstrap makes the root file system of {release} for root only", "run it as root, once")
-    with failures_told(f"the root file system of {release}", folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder.parent / f"{release}.lock"):
-            if not folder.is_dir():
-                _build(release, folder)
+    make_once(f"the root file system of {release}", folder, folder.is_dir, lambda: _build(release, folder))
     return folder
 
 
@@ -89,13 +86,7 @@ def enter_argv(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Makes the root file systems of the releases in `argv`, or all; returns an exit code."""
-    try:
-        for release in (sys.argv[1:] if argv is None else argv) or RELEASES:
-            make(release)
-    except VpnError as error:
-        say(str(error))
-        return error.exit_code
-    return 0
+    return exit_code(lambda: [make(release) for release in (sys.argv[1:] if argv is None else argv) or RELEASES])
 
 
 if __name__ == "__main__":
