@@ -7,7 +7,7 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 
 from benchmarks.contenders import Contender, Direct
 from benchmarks.contenders.pilot import PilotContender
@@ -74,7 +74,7 @@ def _contenders(site: Site, exits: ExitStack) -> list[Contender]:
     told = ["--gateway", gateway.endpoints[0], "--pin-file", str(gateway.pin_file)]
     told += ["--token-file", str(gateway.token_file), "--set"]
     return [
-        Direct(),
+        Direct(site),
         exits.enter_context(PilotContender(site, HELD, [*told, "HTCONDOR_VPN_HOLD_CONNECTS=on"])),
         exits.enter_context(PilotContender(site, NOT_HELD, [*told, "HTCONDOR_VPN_HOLD_CONNECTS=off"])),
     ]
@@ -88,7 +88,7 @@ def latencies(report: Report, site: Site, contenders: Sequence[Contender], round
     client = [sys.executable, "-c", _CLIENT, str(plan.WORLD["http"].v4), str(ECHO_PORT), str(_CONNECTS), str(_AT_ONCE)]
     for _ in range(rounds):
         for contender in contenders:
-            with site.direct_route() if contender.forwards else nullcontext():
+            with contender.turn():
                 done = site.node.run(contender.argv(client), timeout_seconds=90, check=True)
             each, all_of_them = json.loads(done.stdout)
             found[contender.name] += each

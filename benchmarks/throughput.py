@@ -37,7 +37,7 @@ def line_rate(report: Report, rounds: int, seconds: int) -> None:
     with ExitStack() as exits:
         site = exits.enter_context(Site(1000))
         exits.enter_context(WorldServices(site))
-        contenders: list[Contender] = [Direct(), exits.enter_context(wireguard(site))]
+        contenders: list[Contender] = [Direct(site), exits.enter_context(wireguard(site))]
         found = compare(site, contenders, cells(1), rounds, seconds)
     found.report_ratios(report, WIREGUARD_LINE_GOALS, "1000 Mbit/s")
 
@@ -55,7 +55,7 @@ def _shaped(report: Report, rounds: int, seconds: int, rate_mbps: float, delay_m
         site = exits.enter_context(Site(rate_mbps, delay_ms, loss))
         exits.enter_context(WorldServices(site))
         gateway = exits.enter_context(SiteGateway(site.dmz, site.folder / "gateway"))
-        contenders: list[Contender] = [Direct(), exits.enter_context(stream(site, gateway))]
+        contenders: list[Contender] = [Direct(site), exits.enter_context(stream(site, gateway))]
         found = compare(site, contenders, cells(1, 2, 10, 20), rounds, seconds)
     found.report_ratios(report, LINE_GOALS, link)
 
@@ -69,7 +69,7 @@ def unshaped(report: Report, rounds: int, seconds: int) -> None:
         gateway = exits.enter_context(SiteGateway(site.dmz, site.folder / "gateway"))
         server = exits.enter_context(ocserv(site))
         contenders: list[Contender] = [
-            Direct(),
+            Direct(site),
             exits.enter_context(stream(site, gateway)),
             exits.enter_context(OpenconnectPeer(site, server)),
             exits.enter_context(openconnect(site, server)),

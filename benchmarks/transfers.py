@@ -8,7 +8,6 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import cycle
 from typing import NamedTuple
@@ -96,9 +95,9 @@ def compare(
     for _ in range(rounds):
         for cell in in_cells:
             for contender in contenders:
-                with site.direct_route() if contender.forwards else nullcontext():
+                with contender.turn():
                     samples.add(cell, contender.name, transfer(site, contender, cell, seconds))
-                    time.sleep(_LINGER_SECONDS if contender.forwards else 0)
+                    time.sleep(_LINGER_SECONDS)
     return samples
 
 

@@ -30,5 +30,5 @@ def _compared(rate_mbps: float | None, rounds: int, seconds: int) -> Samples:
     with ExitStack() as exits:
         site = exits.enter_context(Site(rate_mbps))
         exits.enter_context(WorldServices(site))
-        contenders: list[Contender] = [Direct(), exits.enter_context(wireguard_gateway(site))]
+        contenders: list[Contender] = [Direct(site), exits.enter_context(wireguard_gateway(site))]
         return compare(site, contenders, cells(1, 10), rounds, seconds)

@@ -26,7 +26,7 @@ def measure(report: Report, rounds: int, seconds: int) -> None:
         exits.enter_context(WorldServices(site))
         gateway = exits.enter_context(SiteGateway(site.dmz, site.folder / "gateway"))
         by_workers = [stream(site, gateway, name, ENGINE_WORKERS=count) for count, name in ((1, ONE), (2, TWO))]
-        contenders: list[Contender] = [Direct(), *map(exits.enter_context, by_workers)]
+        contenders: list[Contender] = [Direct(site), *map(exits.enter_context, by_workers)]
         latencies(report, site, contenders, rounds, 0)
         found = compare(site, contenders, cells(1, 2, 10), rounds, seconds)
     found.report_ratios(report, GOALS, "not shaped")

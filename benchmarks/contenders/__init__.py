@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Protocol
 
 from benchmarks.processes import cpu_seconds
+from htcondor_vpn.testbed.site import Site
 
 
 class Contender(Protocol):
@@ -14,8 +16,12 @@ class Contender(Protocol):
 
     #: As it stands in the rows.
     name: str
-    #: Whether the DMZ has to forward packets for it, which it does only while such a one is measured.
-    forwards: bool
+
+    def turn(self) -> AbstractContextManager[object]:
+        """Within, the DMZ's kernel does what this one needs of it: forwards packets, translates addresses.
+
+        Outside it does not: tables of one contender would be on the way of every other one's packets.
+        """
 
     def argv(self, command: Sequence[str]) -> list[str]:
         """The argv that runs `command` behind it, for `site.node` as its ordinary user."""
@@ -34,7 +40,12 @@ class Direct:
     """No tunnel at all: the same link while the DMZ forwards packets."""
 
     name = "no tunnel"
-    forwards = True
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    def turn(self) -> AbstractContextManager[object]:
+        return self._site.direct_route()
 
     def argv(self, command: Sequence[str]) -> list[str]:
         return list(command)

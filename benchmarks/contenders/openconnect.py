@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 
 from benchmarks.processes import tree
 from htcondor_vpn.linux.programs import find_program
@@ -20,21 +20,15 @@ from htcondor_vpn.testbed.vpn_servers import Ocserv
 _NAME = "bench"
 
 
-@contextmanager
-def ocserv(site: Site) -> Iterator[Ocserv]:
-    """A server for this peer and for our own engine."""
-    nft = find_program("nft", "nftables")
-    with Ocserv(site.dmz, site.folder / "ocserv", dtls=False) as server:
-        # It lets nothing pass the DMZ but its own clients' packets: the other contenders' have to as well.
-        site.dmz.run([nft, "add", "rule", "inet", server.table, "pass", "accept"], as_root=True, check=True)
-        yield server
+def ocserv(site: Site) -> Ocserv:
+    """A server, to be entered, for this peer and for our own engine; clients' packets pass in their turn."""
+    return Ocserv(site.dmz, site.folder / "ocserv", dtls=False, forwards=False)
 
 
 class OpenconnectPeer:
     """A client of `server` from `with` on; `argv` puts a command of the node into its network."""
 
     name = "openconnect --script-tun + vpnns"
-    forwards = True
 
     def __init__(self, site: Site, server: Ocserv) -> None:
         self._site, self._server = site, server
@@ -50,6 +44,9 @@ class OpenconnectPeer:
 
     def __exit__(self, *_: object) -> None:
         self._exits.close()
+
+    def turn(self) -> AbstractContextManager[object]:
+        return self._server.forwarding()
 
     def argv(self, command: Sequence[str]) -> list[str]:
         return ["env", f"HOME={self._folder}", find_program("vpnns", "ocproxy"), "--name", _NAME, "--", *command]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from benchmarks.processes import command_of, tree
 from htcondor_vpn.linux.programs import find_program
@@ -24,14 +24,19 @@ _TOLD = ["--set", "HTCONDOR_VPN_UP_MBPS=1", "--set", "HTCONDOR_VPN_DOWN_MBPS=1"]
 class PilotContender:
     """A pilot with `options` of `htcondor-vpn run`; commands run in its namespaces. Up inside.
 
-    `command` is a process in them; `servers` are the process ids at the other end, if those are to count; `forwards`
-    as in `Contender`.
+    `command` is a process in them; `servers` are the process ids at the other end, if those are to count; `turn` as in
+    `Contender`.
     """
 
     def __init__(
-        self, site: Site, name: str, options: Sequence[str], servers: Sequence[int] = (), forwards: bool = False
+        self,
+        site: Site,
+        name: str,
+        options: Sequence[str],
+        servers: Sequence[int] = (),
+        turn: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        self.name, self.forwards, self._site = name, forwards, site
+        self.name, self.turn, self._site = name, turn, site
         self._options, self._servers = options, servers
         self._pilot: subprocess.Popen[bytes] | None = None
 
@@ -40,8 +45,9 @@ class PilotContender:
         argv = vpn_command("run", *_TOLD, *self._options, "-v", "--", "sh", "-c", "echo ready; exec sleep infinity")
         log.touch()
         start_bytes = log.stat().st_size
-        self._pilot = self._site.node.start(argv, log=log)
-        wait_for_log(log, b"^ready$", self._pilot, start_bytes=start_bytes)
+        with self.turn():
+            self._pilot = self._site.node.start(argv, log=log)
+            wait_for_log(log, b"^ready$", self._pilot, start_bytes=start_bytes)
         self.command = command_of(self._pilot.pid)
         return self
 
@@ -70,10 +76,10 @@ def stream(site: Site, gateway: SiteGateway, name: str = "stream", **knobs: obje
 @contextmanager
 def wireguard(site: Site) -> Iterator[PilotContender]:
     """The engine wireguard, with a server of root's in the DMZ: wireguard-go at both ends."""
-    with WireguardServer(site, site.folder / "wireguard") as server:
+    with WireguardServer(site, site.folder / "wireguard", forwards=False) as server:
         assert server.process is not None
         knobs = {"ENGINE": "wireguard", "WIREGUARD_CONFIG_FILES": server.config, "WIREGUARD_GO": wireguard_go()}
-        with PilotContender(site, "wireguard", _sets(knobs), [server.process.pid], forwards=True) as pilot:
+        with PilotContender(site, "wireguard", _sets(knobs), [server.process.pid], server.forwarding) as pilot:
             yield pilot
 
 
@@ -85,7 +91,7 @@ def openconnect(site: Site, server: Ocserv) -> Iterator[PilotContender]:
         "ENGINE": "openconnect", "GATEWAY_PIN": server.pin, "OPENCONNECT_SERVERS": server.endpoint,
         "OPENCONNECT_CREDENTIALS_FILE": server.credentials, "OPENCONNECT_DTLS": "off",
     }  # fmt: skip
-    with PilotContender(site, "openconnect", _sets(knobs), [server.process.pid], forwards=True) as pilot:
+    with PilotContender(site, "openconnect", _sets(knobs), [server.process.pid], server.forwarding) as pilot:
         yield pilot
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 
 from benchmarks.processes import tree
 from htcondor_vpn.linux.programs import find_program
@@ -26,7 +26,6 @@ class SshSocks:
     """A logged-in ssh with a SOCKS port; `argv` puts a command of the node behind it by proxychains."""
 
     name = "ssh -D"
-    forwards = False
 
     def __init__(self, site: Site) -> None:
         self._site, self._folder = site, site.folder / "ssh-socks"
@@ -51,6 +50,9 @@ class SshSocks:
 
     def __exit__(self, *_: object) -> None:
         self._exits.close()
+
+    def turn(self) -> nullcontext[None]:
+        return nullcontext()
 
     def argv(self, command: Sequence[str]) -> list[str]:
         return [find_program("proxychains4"), "-f", str(self._folder / "proxychains.conf"), *command]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 from htcondor_vpn.gateway import pretend_privilege_drop
 from htcondor_vpn.linux.programs import find_program, run_program
 from htcondor_vpn.testbed import plan
 from htcondor_vpn.testbed.host import Host
+from htcondor_vpn.testbed.masquerade import masquerading
 from htcondor_vpn.testbed.proxies import PASSWORD, USER, Server
 
 _TABLE = "ocserv_of_a_test"
@@ -20,12 +22,11 @@ class Ocserv(Server):
     """An AnyConnect server for `USER` with `PASSWORD`, or with `certificate` for who has a client certificate.
 
     `pin` is its key's; `credentials`, `client_certificate` and `client_key` are a pilot's. `lines` are added to its
-    configuration, where `routes` and `name_servers` say what it tells its clients.
+    configuration, where `routes` and `name_servers` say what it tells its clients. Unless it `forwards` while it runs,
+    its clients get somewhere within `forwarding()` only.
     """
 
     as_root = True
-    #: Of nftables, in the DMZ.
-    table = _TABLE
     name, port, ready = "ocserv", 4443, rb"initialized ocserv|listening \(TCP\)"
 
     def __init__(
@@ -38,8 +39,10 @@ class Ocserv(Server):
         routes: Sequence[str] = ("default",),
         name_servers: Sequence[object] = (plan.WORLD["dns"].v4, plan.WORLD["dns"].v6),
         lines: Sequence[str] = (),
+        forwards: bool = True,
     ) -> None:
         super().__init__(host, folder)
+        self._forwards, self._forwarding = forwards, ExitStack()
         self.certificate, self._dtls = certificate, dtls
         self._told = [
             *(f"route = {route}" for route in routes), *(f"dns = {server}" for server in name_servers), *lines,
@@ -85,41 +88,20 @@ class Ocserv(Server):
         ]  # fmt: skip
 
     def start(self) -> None:
-        self._forward(True)
-        super().start()
+        self._forwarding.close()  # of one that was killed
+        with ExitStack() as exits:
+            if self._forwards:
+                exits.enter_context(self.forwarding())
+            super().start()
+            self._forwarding = exits.pop_all()
 
     def stop(self) -> None:
-        running = self.process is not None
         super().stop()
-        if running:
-            self._forward(False)
+        self._forwarding.close()
 
-    def _forward(self, on: bool) -> None:
-        """Has the DMZ pass on what comes from the server's clients, in its own name, and nothing else."""
-        sysctl = [find_program("sysctl", "procps"), "-qw"]
-        values = [f"{name}={int(on)}" for name in ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")]
-        rules = f"""
-            table inet {_TABLE}
-            delete table inet {_TABLE}
-        """
-        if on:
-            rules += f"""
-                table inet {_TABLE} {{
-                    chain out {{
-                        type nat hook postrouting priority srcnat;
-                        ip saddr {_NETWORK} masquerade
-                        ip6 saddr {_NETWORK_V6} masquerade
-                    }}
-                    chain pass {{
-                        type filter hook forward priority filter; policy drop;
-                        iifname "vpns*" accept
-                        oifname "vpns*" accept
-                    }}
-                }}
-            """
-        nft = [find_program("nft", "nftables"), "-f", "-"]
-        for argv, stdin in (([*sysctl, *values], ""), (nft, rules)):
-            self.host.run(argv, as_root=True, stdin=stdin, check=True)
+    def forwarding(self) -> AbstractContextManager[None]:
+        """Within, the DMZ passes on what comes from the server's clients, in its own name, and nothing else."""
+        return masquerading(self.host, _TABLE, "vpns*", _NETWORK, _NETWORK_V6)
 
 
 def _pin(certificate: Path) -> str:

@@ -10,7 +10,7 @@ import os
 import socket
 import subprocess
 import time
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -18,25 +18,16 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from htcondor_vpn.linux.programs import find_program
 from htcondor_vpn.testbed import plan
+from htcondor_vpn.testbed.masquerade import masquerading
 from htcondor_vpn.testbed.site import Site
 from htcondor_vpn.testbed.wireguard_prefix import wireguard_go
 from htcondor_vpn.wire.wireguard import Device, Peer, key_text
 
 PORT = 51820
 _LINK = "wg-server"
+_NETWORKS = "10.9.0.0/24", "fd09::/64"
 _SERVER, _CLIENT = ("10.9.0.1", "fd09::1"), ("10.9.0.2", "fd09::2")
-_FORWARDING = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
 _START_SECONDS, _STOP_SECONDS = 30.0, 10.0
-
-_NAT = """
-table inet wg {
-    chain out {
-        type nat hook postrouting priority srcnat
-        ip saddr 10.9.0.0/24 masquerade
-        ip6 saddr fd09::/64 masquerade
-    }
-}
-"""
 
 _CLIENT_CONFIG = """\
 [Interface]
@@ -52,13 +43,16 @@ AllowedIPs = 0.0.0.0/0, ::/0
 
 
 class WireguardServer:
-    """Up from `with` on, for one client, whose file is `config`; `stop` and `start` may be called in between."""
+    """Up from `with` on, for one client, whose file is `config`; `stop` and `start` may be called in between.
 
-    def __init__(self, site: Site, folder: Path) -> None:
+    Unless it `forwards` while it runs, its client gets somewhere within `forwarding()` only.
+    """
+
+    def __init__(self, site: Site, folder: Path, *, forwards: bool = True) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._dmz, self.log = site.dmz, folder / "wireguard-go.log"
         self._private, self._client, self._shared = os.urandom(32), os.urandom(32), os.urandom(32)
-        self._exits = ExitStack()
+        self._forwards, self._exits = forwards, ExitStack()
         self.process: subprocess.Popen[bytes] | None = None
         self.endpoint = f"{plan.DMZ_INSIDE.v4}:{PORT}"
         self.config = folder / "wg.conf"
@@ -97,17 +91,19 @@ class WireguardServer:
             self.process = process
             control = _control(process)
             asyncio.run(self._configure(control))
-            ip, nft, sysctl = find_program("ip"), find_program("nft"), find_program("sysctl")
+            ip = find_program("ip")
             for words in (
                 *(["addr", "add", f"{address}/{length}", "dev", _LINK] for address, length in zip(_SERVER, (24, 64))),
                 ["link", "set", _LINK, "mtu", "1420", "up"],
             ):
                 self._dmz.run([ip, *words], as_root=True, check=True)
-            self._dmz.run([nft, "-f", "-"], stdin=_NAT, as_root=True, check=True)
-            exits.callback(self._dmz.run, [nft, "delete", "table", "inet", "wg"], as_root=True)
-            exits.callback(self._dmz.run, [sysctl, "-qw", *(f"{name}=0" for name in _FORWARDING)], as_root=True)
-            self._dmz.run([sysctl, "-qw", *(f"{name}=1" for name in _FORWARDING)], as_root=True, check=True)
+            if self._forwards:
+                exits.enter_context(self.forwarding())
             self._exits = exits.pop_all()
+
+    def forwarding(self) -> AbstractContextManager[None]:
+        """Within, the DMZ passes on what comes from the client, in its own name, and nothing else."""
+        return masquerading(self._dmz, "wireguard_of_a_test", _LINK, *_NETWORKS)
 
     async def _configure(self, control: socket.socket) -> None:
         device = Device(control)
