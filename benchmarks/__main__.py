@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TextIO
 
 from benchmarks import (
     connects,
@@ -62,20 +63,29 @@ def main() -> int:
             sandbox.reserve_output(path)
         return sandbox.exec_inside([sys.executable, "-m", "benchmarks", *sys.argv[1:]])
     report = Report("htcondor_vpn: what it costs, and what it carries")
-    for part in parts:
-        PARTS[part](report, args.rounds, args.seconds)
-    report.conclude()
+    about = _about(args.rounds)
     with sandbox.open_output(outputs[0]) as file:
-        json.dump({**_machine(), "rounds": args.rounds, "ok": report.ok,
-                   "rows": [asdict(row) for row in report.rows]}, file, indent=2)  # fmt: skip
-        file.write("\n")
+        for part in parts:
+            PARTS[part](report, args.rounds, args.seconds)
+            _write(file, about, report)
+    report.conclude()
     for path in outputs[1:]:
         with sandbox.open_output(path) as file:
             report.write(file)
     return 0 if report.ok else 1
 
 
-def _machine() -> dict[str, object]:
+def _write(file: TextIO, about: dict[str, object], report: Report) -> None:
+    """Writes what has been measured so far: a later part may break off."""
+    file.seek(0)
+    file.truncate()
+    json.dump({**about, "ok": report.ok, "rows": [asdict(row) for row in report.rows]}, file, indent=2)
+    file.write("\n")
+    file.flush()
+
+
+def _about(rounds: int) -> dict[str, object]:
+    """What a reader has to know of the run; `load` is what the machine did in the minute before."""
     model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {
         "date": datetime.date.today().isoformat(),
@@ -83,7 +93,9 @@ def _machine() -> dict[str, object]:
         "kernel": platform.release(),
         "cpu": model[0].split(":", 1)[1].strip() if model else platform.machine(),
         "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
+        "rounds": rounds,
     }
 
 

@@ -42,7 +42,7 @@ class Report:
         line = Text.assemble(
             (f"  {mark:<5}", style),
             f"{name:<{_NAME_WIDTH}} ",
-            (f"{f'{_shown(value)} {unit}'.strip():<{_VALUE_WIDTH}}", "bold"),
+            (f"{f'{shown(value)} {unit}'.strip():<{_VALUE_WIDTH}}", "bold"),
             ("" if wanted in ("", MEASURED) else f" wanted: {wanted}", "dim"),
         )  # fmt: skip
         self._console.print(line)
@@ -70,7 +70,8 @@ class Report:
         file.flush()
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """`value` for people: three digits of a fraction."""
     if isinstance(value, float):
         return f"{value:,.3g}" if abs(value) < 100 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

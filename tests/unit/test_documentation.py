@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import tables
 from htcondor_vpn import errors
 from htcondor_vpn.knobs import KNOBS
 
@@ -67,3 +68,8 @@ def test_the_pages_name_no_knob_that_does_not_exist() -> None:
     for page in PAGES:
         named = {name for name in _KNOB.findall(page.read_text()) if not _VARIABLES.fullmatch(name)}
         assert named <= known, page.name
+
+
+def test_the_tables_of_results_are_those_of_the_files_that_they_cite() -> None:
+    page = tables.PAGE.read_text()
+    assert tables.renewed(page) == page, "python -m benchmarks.tables"
