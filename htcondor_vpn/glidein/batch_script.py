@@ -1,7 +1,7 @@
 """Scripts for batch systems: a folder of the job's own on the node with what it needs in it, and signals passed on.
 
 The batch system warns the script alone, a while before the job's time is over; the script passes that on, waits for the
-pilot's orderly end, and removes its folder.
+pilot's orderly end, and removes its folder. A job that is killed cannot do that; the next one of the same user does.
 """
 
 from __future__ import annotations
@@ -47,11 +47,16 @@ _SCRIPT = """\
 # Made by `htcondor-vpn glidein`; submit it with `{submit}`.
 set -u
 umask 077
+# Folders that nobody holds any more are those of jobs that were killed.
+for lock in "${{TMPDIR:-/tmp}}/{name}"-*/.batch-lock; do
+    [ ! -O "$lock" ] || flock -n "$lock" rm -rf "${{lock%/*}}"
+done
 folder=$(mktemp -d "${{TMPDIR:-/tmp}}/{name}-XXXXXX") || exit 74
 trap 'rm -rf "$folder"' EXIT
 cd "$folder" || exit 74
+exec 9>.lock && flock 9 && mv .lock .batch-lock || exit 74
 {copies}{exports}
-{argv} &
+{argv} 9>&- &
 pilot=$!
 # The pilot ends in order when it is told to; its end is waited for.
 trap 'kill -TERM "$pilot" 2>/dev/null' TERM INT USR1

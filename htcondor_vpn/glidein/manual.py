@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +50,7 @@ class ManualGlidein:
             names |= {"HTVPN_TOKEN_FILE": self.token.name, "HTVPN_DELETE_TOKEN": "1"}
         return BatchJob(
             name="glidein",
-            argv=(f"./{self.launcher.name}", f"./{self.startup.name}", *self.arguments),
+            argv=(f"./{self.launcher.name}", f"./{self.startup.name}", *_in_own_folder(self.arguments)),
             time_seconds=time_seconds,
             lead_seconds=lead_seconds,
             cpus=cpus,
@@ -99,6 +99,16 @@ def check(
         startup, arguments, bundle.absolute(), launcher, config.absolute(), None if token is None else token.absolute(),
         tuple(credential.absolute() for credential in credentials), tuple(warnings),
     )  # fmt: skip
+
+
+def _in_own_folder(arguments: Sequence[str]) -> Iterator[str]:
+    """`-dir TMPDIR` becomes the job's own folder, which lies there.
+
+    A glidein_startup.sh that is told to end before HTCondor runs leaves its folder, with copies of the credentials; the
+    batch script does not.
+    """
+    for option, word in zip(("", *arguments), arguments):
+        yield "." if (option, word) == ("-dir", "TMPDIR") else word
 
 
 def read_command(file: Path) -> tuple[Path, tuple[str, ...]]:

@@ -13,15 +13,19 @@ from htcondor_vpn.linux.ancestry import Identity, lies_within
 from htcondor_vpn.testbed.host import NETNS_FOLDER
 
 
-def processes(networks: Iterable[str], user_namespace: Identity) -> list[int]:
-    """Returns the processes in one of the named network namespaces, or in or below a user namespace; no zombies."""
-    inodes = {(NETNS_FOLDER / name).stat().st_ino for name in networks}
+def processes(networks: Iterable[str], user_namespace: Identity, without: Iterable[str] = ()) -> list[int]:
+    """Returns the processes in one of the named network namespaces, or in or below a user namespace; no zombies.
+
+    Those in the networks `without` are left out, whatever their user namespace is.
+    """
+    inodes, others = ({(NETNS_FOLDER / name).stat().st_ino for name in names} for names in (networks, without))
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdecimal():
             continue
         try:
-            if (entry / "ns/net").stat().st_ino in inodes or _is_below(entry / "ns/user", user_namespace):
+            network = (entry / "ns/net").stat().st_ino
+            if network not in others and (network in inodes or _is_below(entry / "ns/user", user_namespace)):
                 found.append(int(entry.name))
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue  # it has ended, or is about to: nobody may look at a process whose memory is gone already

@@ -82,13 +82,16 @@ def _hashed(scheme: str) -> str:
 
 
 class Squid(Server):
-    """An HTTP proxy that allows CONNECT to every port; with `password`, only for `USER` with `PASSWORD`."""
+    """An HTTP proxy that allows CONNECT to every port; with `password`, only for `USER` with `PASSWORD`.
+
+    With `web` it also fetches pages, for everybody.
+    """
 
     name, port, ready = "squid", 3128, rb"Accepting HTTP Socket connections"
 
-    def __init__(self, host: Host, folder: Path, *, password: bool = False) -> None:
+    def __init__(self, host: Host, folder: Path, *, password: bool = False, web: bool = False) -> None:
         super().__init__(host, folder)
-        self._password = password
+        self._password, self._web = password, web
         #: What a pilot needs to know, for its PROXY_CREDENTIALS_FILE.
         self.credentials = folder / "credentials"
         self.credentials.touch(mode=0o600)
@@ -111,6 +114,7 @@ class Squid(Server):
                 if self._password
                 else ["http_access allow CONNECT"]
             ),
+            *(["http_access allow !CONNECT"] if self._web else []),
             "http_access deny all",
             "cache deny all",
             "cache_mem 0 MB",

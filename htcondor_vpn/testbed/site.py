@@ -125,6 +125,10 @@ class Site:
         """Returns every process on the site's hosts, those in namespaces below an ordinary user's included."""
         return leftovers.processes((NODE, DMZ, WORLD, LINE), self._user_namespace)
 
+    def processes_of_node(self) -> list[int]:
+        """Returns those of the node alone, and those in networks that pilots and jobs on it have made."""
+        return leftovers.processes((NODE,), self._user_namespace, without=(DMZ, WORLD, LINE))
+
     def _end_processes(self) -> None:
         leftovers.end(self.processes, _STOP_SECONDS)
 

@@ -1,21 +1,30 @@
 """Stands in for GlideinWMS on a node: what it promises to custom scripts and HTCondor, from its documentation.
 
-`glidein_startup.sh STAGE` takes the lists `main` and `entry` of its stage folder, and runs what has to be run,
-one by one, in the work folder, as `SCRIPT glidein_config main|entry`. It ends at the first that fails. The last script,
-`condor_startup.sh`, starts condor_master and passes signals on as SIGQUIT. The functions and formats are those that
-scripts see: glidein_config, condor_vars.lst, gconfig_get, gconfig_add, add_condor_vars_line, error_gen.sh,
-description.cfg, the list of job wrappers, and periodic scripts.
+`glidein_startup.sh` takes the arguments of the real one, of which `-web`, `-proxy` and `-dir` count: it downloads the
+lists `main` and `entry` of the stage area and what they name, and runs what has to be run, one by one, in the work
+folder, as `SCRIPT glidein_config main|entry`. It ends at the first that fails. The last script, `condor_startup.sh`,
+starts condor_master and passes signals on as SIGQUIT. The functions and formats are those that scripts see:
+glidein_config, condor_vars.lst, gconfig_get, gconfig_add, add_condor_vars_line, error_gen.sh, description.cfg, the list
+of job wrappers, and periodic scripts. Credentials for the pool are the files `credential_*.idtoken` where it starts.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from htcondor_vpn.testbed.host import Host
+from htcondor_vpn.testbed.logs import wait_for_log
+
 HERE = Path(__file__).parent
+STARTUP = HERE / "glidein_startup.sh"
 SCRIPTS = HERE.parents[1] / "glidein_scripts"
 CONDOR_CONFIG = HERE.parents[1] / "condor_config.d/50-htcondor-vpn.conf"
+_WEB_PORT = 8088
 
 
 class Stage:
@@ -43,15 +52,45 @@ class Stage:
         self.add(where, SCRIPTS / "htvpn-setup", "exec")
         self.add(where, SCRIPTS / "htvpn-status", "exec", period=5, prefix="GLIDEIN_VPN_")
 
+    def add_condor(self, release: Path, config: str) -> None:
+        """Has the glidein run the HTCondor of the folder `release`, with this configuration."""
+        self.attribute("CONDOR_DIR", release)
+        (self.folder / "condor_config").write_text(config)
+        with (self.folder / "main").open("a") as file:
+            file.write("condor_config regular 0 -\n")
+
     def attribute(self, name: str, value: object) -> None:
         """Sets an attribute of the entry."""
         with (self.folder / "attributes").open("a") as file:
             file.write(f"{name} {value}\n")
 
+    def arguments(self, url: str, *more: str) -> list[str]:
+        """What glidein_startup.sh is told, with the stage area at `url`."""
+        return [
+            *("-v", "fast", "-factory", "TEST", "-name", "instance", "-entry", "TEST", "-clientname", "FE.main"),
+            *("-web", url, "-descript", "description.cfg", "-descriptentry", "description.cfg"),
+            *("-sign", "none", "-signentry", "none", "-dir", ".", *more),
+        ]
+
     @property
     def argv(self) -> list[str]:
-        """What the batch system runs, in `start_folder`."""
-        return ["bash", str(HERE / "glidein_startup.sh"), str(self.folder)]
+        """What the batch system runs, in `start_folder`; the stage area is on a file system that the node sees."""
+        return ["bash", str(STARTUP), *self.arguments(self.folder.as_uri())]
+
+
+@contextmanager
+def served(host: Host, folder: Path, address: str) -> Iterator[str]:
+    """Within, a stage area is on the web, at the URL that it returns."""
+    log = folder.with_name("web.log")
+    log.touch()
+    where = ["--bind", address, "--directory", str(folder), str(_WEB_PORT)]
+    server = host.start([sys.executable, "-u", "-m", "http.server", *where], log=log)
+    try:
+        wait_for_log(log, b"^Serving", server)
+        yield f"http://{address}:{_WEB_PORT}"
+    finally:
+        server.kill()
+        server.wait()
 
 
 def failure_type(said: str) -> str | None:

@@ -6,7 +6,7 @@ done
 glidein_config=$PWD/$1
 . "$(grep -m1 '^ADD_CONFIG_LINE_SOURCE ' "$glidein_config" | cut -d ' ' -f 2-)"
 export CONDOR_CONFIG=$PWD/condor_config
-cp "$(gconfig_get GLIDEIN_WORK_DIR)/../../condor_config" "$CONDOR_CONFIG"
+cp main/condor_config "$CONDOR_CONFIG"
 {
     echo '#!/bin/sh'
     while read -r fragment; do
@@ -22,6 +22,7 @@ published=''
     echo "EXECUTE = $PWD/execute"
     echo "LOCAL_CONFIG_DIR = $PWD/condor_config.d"
     echo "USER_JOB_WRAPPER = $PWD/condor_job_wrapper.sh"
+    [ -z "$(ls cred.d/idtokens)" ] || echo "SEC_TOKEN_DIRECTORY = $PWD/cred.d/idtokens"
     while read -r name type default condor_name _ publish _; do
         value=$(gconfig_get "$name")
         value=${value:-$default}

@@ -1,11 +1,41 @@
 #!/bin/bash
 # GlideinWMS' script of that name, as far as scripts of a factory and HTCondor have to do with it.
-stage=$1
-start=$PWD
-work=$(mktemp -d "$start/glide_XXXXXX")
+start=$PWD proxy=''
+while [ $# -gt 0 ]; do
+    case $1 in
+    -web) stage=$2 ;;
+    -dir) work_dir=$2 ;;
+    -proxy) proxy=$2 ;;
+    -*) ;;
+    *) echo "Unknown option $1" >&2 && exit 1 ;;
+    esac
+    shift 2
+done
+case $work_dir in
+TMPDIR) work_dir=$TMPDIR ;;
+. | '') work_dir=$PWD ;;
+esac
+work=$(mktemp -d "$work_dir/glide_XXXXXX")
 cd "$work" || exit 1
-mkdir main entry_TEST tmp
-cp "$stage/add_config_line.source" .
+mkdir -p main entry_TEST tmp cred.d/idtokens
+cp "$start"/credential_*.idtoken cred.d/idtokens 2>/dev/null
+
+finish() {
+    cd "$start" && rm -rf "$work"
+    exit "$1"
+}
+
+fetch() { # NAME TARGET: what cannot be had ends the glidein
+    if ! curl -sSf ${proxy:+--proxy "$proxy"} -o "$2" "$stage/$1"; then
+        echo "<metric name=\"failure\" uri=\"local\">Network</metric> Failed to load file $1"
+        finish 1
+    fi
+}
+
+fetch add_config_line.source add_config_line.source
+for list in main entry attributes; do
+    fetch $list $list.list
+done
 glidein_config=$work/glidein_config
 {
     echo "GLIDEIN_STARTUP_PID $$"
@@ -18,23 +48,17 @@ glidein_config=$work/glidein_config
     echo "ERROR_GEN_PATH $work/main/error_gen.sh"
     echo "CONDOR_VARS_FILE $work/condor_vars.lst"
     echo "WRAPPER_LIST $work/wrappers"
-    echo "CONDOR_DIR ${CONDOR_DIR-}"
-    cat "$stage/attributes"
+    cat attributes.list
 } >"$glidein_config"
 touch condor_vars.lst wrappers
 printf 'last_script \tcondor_startup.sh\n' >main/description.cfg
 . ./add_config_line.source
 
-finish() {
-    cd "$start" && rm -rf "$work"
-    exit "$1"
-}
-
 for id in main entry; do
     folder=$work/main
     [ $id = main ] || folder=$work/entry_TEST
     while read -r name kind period prefix; do
-        cp "$stage/$name" "$folder/$name"
+        fetch "$name" "$folder/$name"
         case $name in
         *.sh) chmod u+x "$folder/$name" ;; # these have been run before
         esac
@@ -64,7 +88,7 @@ END
             fi
             ;;
         esac
-    done <"$stage/$id"
+    done <$id.list
 done
 
 # A signal before this kills the shell at once, and what it has started stays.

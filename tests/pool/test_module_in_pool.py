@@ -1,4 +1,7 @@
-"""The in-glidein module with real HTCondor, on a node that reaches but a web proxy, in a pool with job hooks."""
+"""The in-glidein module with real HTCondor, on a node that reaches but a web proxy, in a pool with job hooks.
+
+The proxy is what the glidein's files come by, and the tunnel's way out.
+"""
 
 import os
 import sys
@@ -7,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from glidein_side import Stage
+from glidein_side import STARTUP, Stage, served
 
 from htcondor_vpn.bundle.build import build
 from htcondor_vpn.testbed import plan
@@ -38,7 +41,7 @@ def suite():
 
 
 @pytest.fixture
-def stage(site, services, pool, tmp_path):
+def stage_and_proxy(site, services, pool, tmp_path):
     """What the factory lists for the entry, and the folder that the batch system starts the glidein in."""
     stage = Stage(tmp_path)
     config = pool.pilot(tmp_path / "pilot", name=NAME)
@@ -48,29 +51,34 @@ def stage(site, services, pool, tmp_path):
         hook.write_text(HOOK.format(kind=kind, folder=tmp_path))
         hook.chmod(0o755)
         lines.append(f"OSPOOL_HOOK_{kind} = {hook}")
-    (stage.start_folder / "condor_config").write_text("\n".join(lines) + "\n")
+    stage.add_condor(pool.instance.prefix / "usr", "\n".join(lines) + "\n")
     build(tmp_path / "htcondor-vpn.bundle", ["nft", "iptables"], with_python=False)
     (tmp_path / "fragment").write_text('export IN_GLIDEIN_WRAPPER="yes in $(readlink /proc/self/ns/net)"\n')
-    with Squid(site.dmz, tmp_path / "squid") as squid:
+    with Squid(site.dmz, tmp_path / "squid", web=True) as squid:
         (tmp_path / "htcondor-vpn.conf").write_text(
             f"HTCONDOR_VPN_ENGINE = proxy\nHTCONDOR_VPN_PROXIES = {squid.endpoint}\n"
             f"HTCONDOR_VPN_NAME_SERVERS = {plan.WORLD['dns'].v4}\n"
         )
         stage.add("main", tmp_path / "fragment", "wrapper")
         stage.add_module("entry", tmp_path / "htcondor-vpn.bundle", tmp_path / "htcondor-vpn.conf")
-        yield stage
+        yield stage, squid
 
 
 @pytest.fixture
-def glidein(site, pool, stage, tmp_path):
-    environ = {
-        "HTVPN_PYTHON": sys.executable, "TMPDIR": str(stage.start_folder),
-        "CONDOR_DIR": str(pool.instance.prefix / "usr"),
-    }  # fmt: skip
-    process = site.node.start(stage.argv, cwd=stage.start_folder, env=environ, log=tmp_path / "log")
-    yield process
-    process.kill()
-    process.wait()
+def stage(stage_and_proxy):
+    return stage_and_proxy[0]
+
+
+@pytest.fixture
+def glidein(site, stage_and_proxy, tmp_path):
+    stage, squid = stage_and_proxy
+    environ = {"HTVPN_PYTHON": sys.executable, "TMPDIR": str(stage.start_folder)}
+    with served(site.world, stage.folder, str(plan.WORLD["http"].v4)) as address:
+        argv = ["bash", str(STARTUP), *stage.arguments(address, "-proxy", squid.endpoint)]
+        process = site.node.start(argv, cwd=stage.start_folder, env=environ, log=tmp_path / "log")
+        yield process
+        process.kill()
+        process.wait()
 
 
 def left_in(site, folder):

@@ -42,6 +42,30 @@ def test_a_warning_ends_the_pilot_and_its_folder_goes(batch, job, tmp_path):
     assert list((tmp_path / "node").iterdir()) == []
 
 
+def test_what_a_killed_job_left_goes_with_the_next_but_not_what_is_of_use(job, tmp_path):
+    (tmp_path / "node").mkdir()
+    path = tmp_path / "job.sh"
+    path.write_text(script(Batch.SLURM, job))
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "node")}
+
+    def start():
+        return subprocess.Popen(
+            ["bash", str(path)], env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+
+    with start() as killed, start() as living:
+        folders = [Path(process.stdout.readline().split()[0]) for process in (killed, living)]
+        os.killpg(killed.pid, signal.SIGKILL)
+        killed.wait()
+        assert all((folder / "a secret.token").exists() for folder in folders)
+        with start() as following:
+            following.stdout.readline()
+            assert [folder.exists() for folder in folders] == [False, True]
+            for process in (following, living):
+                process.terminate()
+    assert list((tmp_path / "node").iterdir()) == []
+
+
 def test_a_secret_that_is_missing_is_an_end(job, tmp_path):
     (tmp_path / "a secret.token").unlink()
     path = tmp_path / "job.sh"

@@ -38,7 +38,7 @@ def test_the_script_runs_the_command_in_the_tunnel(folder):
     glidein = checked(folder)
     assert glidein.warnings == ()
     text = script(Batch.SLURM, glidein.job(time_seconds=3600, lead_seconds=300, cpus=8))
-    assert f"./htvpn-launch ./glidein_startup.sh {ARGUMENTS} &" in text
+    assert f"./htvpn-launch ./glidein_startup.sh {ARGUMENTS.replace('-dir TMPDIR', '-dir .')} 9>&- &" in text
     assert f"install -m 600 {folder}/pilot.token pilot.token" in text
     assert f"install -m 600 {folder}/credential_pool.proxy credential_pool.proxy" in text
     assert "export HTVPN_DELETE_TOKEN=1\n" in text
