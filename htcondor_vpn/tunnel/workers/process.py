@@ -25,7 +25,7 @@ from htcondor_vpn.wire.traffic import Traffic
 
 _OPEN_SECONDS = 2 * CONNECT_SECONDS + FLOW_SECONDS
 #: After so many looks without a word in between, a worker gets no new flows.
-_SILENT_LOOKS = 2
+_SILENT_LOOKS = 3
 
 #: Connects to a gateway; raises as `Way.dial`.
 Dial = Callable[[GatewayKey], Awaitable[socket.socket]]
@@ -64,7 +64,6 @@ class WorkerProcess:
         self._dialling: set[asyncio.Task[None]] = set()
         #: How often it was looked at since it last said anything.
         self.silent_looks = 0
-        self._asked = False
         self._channel = AsyncChannel(child.channel, self._hear, lambda: None)  # the end comes by the pidfd
         asyncio.get_running_loop().add_reader(child.pidfd, self._reap)
 
@@ -79,19 +78,16 @@ class WorkerProcess:
 
     @property
     def answers(self) -> bool:
-        """Whether it does, as far as is known: one that is stopped or stuck does not."""
+        """Whether it does, as far as is known: one that is stopped or stuck, and has flows, does not."""
         return self.silent_looks < _SILENT_LOOKS
 
     def look(self) -> None:
-        """Sees whether it answers, and asks it to; to be called at regular times.
+        """Takes note of its silence; to be called every `TELL_SECONDS`, since so often it says that it lives.
 
-        Looks are counted, not seconds: when a whole pilot was stopped and goes on, nobody has been silent for long.
+        It does while it has flows, and after the last it says that that has ended. Looks are counted, not seconds: when
+        a whole pilot was stopped and goes on, nobody has been silent for long.
         """
-        if not self._asked:
-            self._asked = True
-            self._channel.send({"answer": True})
-            return
-        self.silent_looks += 1
+        self.silent_looks += bool(self._flows or self.silent_looks)
         if not self.answers:  # what it was to open, another one can
             for flow in [flow for flow in self._flows.values() if not flow.opened.done()]:
                 self.cut(flow)
@@ -163,8 +159,6 @@ class WorkerProcess:
 
     def _hear(self, message: dict[str, Any], _: list[int]) -> None:
         self.silent_looks = 0
-        if "answered" in message:
-            self._asked = False
         if "carried" in message:
             self.carried = Traffic(*message["carried"])
         if "dial" in message:

@@ -9,11 +9,10 @@ What the engine tells it, where a flow has a `number` that the engine gave it, a
 | {"adopt": number, "half_closes"} | the far side's connection, what that has sent | a flow that the engine has opened |
 | {"cut": number} | | cut a flow, or give up opening it |
 | {"forget": gateway} | | the gateway was lost |
-| {"answer": true} | | say {"answered": true} at once |
 | {"dialled": number} | a connection to the gateway | the answer to {"dial": number, "gateway"}; or why it "failed" |
 
-It says {"ended": number} of each flow, and why it "failed" if it could not be opened; and now and then
-{"carried": [bytes in, bytes out]}, of all flows since it was started.
+It says {"ended": number} of each flow, and why it "failed" if it could not be opened; while it has any, {"lives": true}
+every second; and with these {"carried": [bytes in, bytes out]}, of all flows since it was started.
 """
 
 from __future__ import annotations
@@ -40,7 +39,8 @@ from htcondor_vpn.wire.stream import PlainStream, Stream
 from htcondor_vpn.wire.tls import reset
 from htcondor_vpn.wire.trust import Trust
 
-_TELL_SECONDS = 1.0
+#: The engine counts on it: see `WorkerProcess.look`.
+TELL_SECONDS = 1.0
 _CANCEL_SECONDS = 0.5
 
 log = logging.getLogger(__name__)
@@ -114,8 +114,6 @@ class _Worker:
             known.application.set_result(sockets.pop())
         elif "dialled" in message:
             self._dialled(message, sockets)
-        elif "answer" in message:
-            self._engine.send({"answered": True})
         elif "forget" in message:
             if (gateway := self._gateways.pop(GatewayKey(*message["forget"]), None)) is not None:
                 gateway.forget()
@@ -141,7 +139,7 @@ class _Worker:
         flow.task = asyncio.ensure_future(work)
         flow.task.add_done_callback(ended)
         if self._telling is None:
-            self._telling = self._loop.call_later(_TELL_SECONDS, self._tell_again)
+            self._telling = self._loop.call_later(TELL_SECONDS, self._tell_again)
 
     async def _open(self, number: int, flow: _Flow, gateway: Sequence[Any], address: str, port: int) -> None:
         try:
@@ -161,8 +159,8 @@ class _Worker:
                 reset(flow.application.result())
 
     def _tell_again(self) -> None:
-        self._tell({})
-        self._telling = self._loop.call_later(_TELL_SECONDS, self._tell_again) if self._flows else None
+        self._tell({"lives": True})
+        self._telling = self._loop.call_later(TELL_SECONDS, self._tell_again) if self._flows else None
 
     def _tell(self, message: dict[str, Any]) -> None:
         """Sends a message, and what was carried if that has changed."""
@@ -170,8 +168,7 @@ class _Worker:
         sums = [carried.bytes_to_plain, carried.bytes_from_plain]
         if sums != self._said:
             message["carried"] = self._said = sums
-        if message:
-            self._engine.send(message)
+        self._engine.send(message)
 
     # Gateways
 

@@ -23,7 +23,7 @@ from htcondor_vpn.tunnel.carriers.gateway_connections import GatewayConnections,
 from htcondor_vpn.tunnel.carriers.server import Way
 from htcondor_vpn.tunnel.workers.own_flows import OwnFlows, sum_of
 from htcondor_vpn.tunnel.workers.process import RemoteFlow, WorkerLost, WorkerProcess
-from htcondor_vpn.tunnel.workers.worker import Access, GatewayKey, work
+from htcondor_vpn.tunnel.workers.worker import TELL_SECONDS, Access, GatewayKey, work
 from htcondor_vpn.wire.stream import PlainStream
 from htcondor_vpn.wire.tls import TlsStream
 from htcondor_vpn.wire.traffic import Traffic
@@ -36,9 +36,9 @@ _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 0.1, 5.0
 #: A worker that served for so long did not fail at its start.
 _STEADY_SECONDS = 10.0
 _END_SECONDS = 2.0
-#: How often workers are looked at, and after how many looks without a word they are killed: a busy machine does not
-#: hold a process up for so long, and who has a flow in a stopped one waits for so long until it is reset.
-_LOOK_SECONDS, _MOST_LOOKS = 1.0, 10
+#: After so many looks without a word workers are killed: a busy machine does not hold a process up for so long, and who
+#: has a flow in a stopped one waits for so long until it is reset.
+_MOST_LOOKS = 10
 #: Of a worker, for its loop and what it keeps in reserve.
 _SPARE_DESCRIPTORS = 128
 
@@ -137,7 +137,7 @@ class Workers:
                 log.error("worker %d is stopped or stuck, and killed", process.child.pid)
                 process.kill()
         if self._count:
-            self._looking = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
+            self._looking = asyncio.get_running_loop().call_later(TELL_SECONDS, self._look)
 
     def _start_one(self) -> None:
         if self._finishing:

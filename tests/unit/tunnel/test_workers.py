@@ -130,7 +130,8 @@ def test_flows_are_spread_and_who_dies_takes_its_own() -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> float:
     """Within half of the returned seconds, a worker that is stopped is killed."""
-    monkeypatch.setattr("htcondor_vpn.tunnel.workers.workers._LOOK_SECONDS", 0.05)
+    for module in ("worker", "workers"):
+        monkeypatch.setattr(f"htcondor_vpn.tunnel.workers.{module}.TELL_SECONDS", 0.05)
     return 1.0
 
 
