@@ -15,6 +15,9 @@ from htcondor_vpn.testbed import plan
 from htcondor_vpn.testbed.gateway import SiteGateway
 from htcondor_vpn.testbed.site import SITE_LINK, Site
 
+#: Longer than anyone may be silent.
+_STOPPED_SECONDS = 15.0
+
 #: Longer than a probe needs to notice and a smaller size to be found.
 _SMALL_SECONDS = 15.0
 _SMALL_MTU = 1280
@@ -32,8 +35,10 @@ class Faults:
 
     def all(self) -> dict[str, Callable[[], None]]:
         return {
-            "kill -9 of engine or broker": self._kill_a_part,
+            "kill -9 of engine, broker or a worker": self._kill_a_part,
+            "engine, broker or a worker stopped for 15 s (SIGSTOP)": self._stop_a_part,
             "kill -9 of one of the gateway's processes": self._kill_a_gateways_process,
+            "one of the gateway's processes stopped for 15 s (SIGSTOP)": self._stop_a_gateways_process,
             "gateway killed and started": self._restart_the_gateway,
             "gateway stopped for 8 s (SIGSTOP)": self._freeze_the_gateway,
             "link silent for 3 s": lambda: self._cut(self._site.link.blackhole, 3),
@@ -47,6 +52,20 @@ class Faults:
     def _kill_a_part(self) -> None:
         if parts := family(self._pilot)[1:]:
             _signal(self._dice.choice(parts), signal.SIGKILL)
+
+    def _stop_a_part(self) -> None:
+        self._stop_one_of(family(self._pilot)[1:])
+
+    def _stop_a_gateways_process(self) -> None:
+        assert self._gateway.process is not None
+        self._stop_one_of(tree(self._gateway.process.pid))
+
+    def _stop_one_of(self, processes: list[int]) -> None:
+        if processes:
+            victim = self._dice.choice(processes)
+            _signal(victim, signal.SIGSTOP)
+            _sleep(_STOPPED_SECONDS)
+            _signal(victim, signal.SIGCONT)  # if it has not been killed by those who wait for it
 
     def _kill_a_gateways_process(self) -> None:
         assert self._gateway.process is not None

@@ -15,6 +15,9 @@ from htcondor_vpn.testbed.gateway import SiteGateway
 from htcondor_vpn.testbed.host import NETNS_FOLDER
 from htcondor_vpn.testbed.site import DMZ
 
+#: Two workers, however many processors there are.
+KNOBS = (*QUICK, "ENGINE_WORKERS=2")
+
 
 @contextmanager
 def killed(pid):
@@ -41,13 +44,13 @@ def whole_again(pilot, count):
 
 @pytest.mark.parametrize("rules", ["", '[rule a]\nwhen = TARGET.Owner == "alice"\n'])
 def test_each_process_of_a_pilot(sealed, services, gateway, start_pilot, tmp_path, rules):
-    knobs = QUICK
+    knobs = KNOBS
     if rules:  # then there are processes that judge jobs, too
         (tmp_path / "policy").write_text(rules)
-        knobs = (*QUICK, f"JOB_POLICY_FILE={tmp_path / 'policy'}")
+        knobs = (*KNOBS, f"JOB_POLICY_FILE={tmp_path / 'policy'}")
     pilot = start_pilot(sealed, gateway, tmp_path, knobs=knobs)
     run, *parts, command = pilot.parts()
-    assert len(parts) >= (4 if rules else 2)
+    assert len(parts) >= (6 if rules else 4)
     for victim in parts:
         if victim in pilot.parts():  # it may have ended with one before
             with killed(victim):
@@ -72,8 +75,9 @@ def test_what_the_pilot_ends_with(sealed, services, gateway, start_pilot, tmp_pa
 
 def test_every_pair_of_a_pilots_processes(sealed, services, gateway, start_pilot, tmp_path):
     """Both at once: what one of them restores may need the other one."""
-    pilot = start_pilot(sealed, gateway, tmp_path)
+    pilot = start_pilot(sealed, gateway, tmp_path, knobs=KNOBS)
     count = len(pilot.parts())
+    assert count >= 6
     for first in range(1, count - 1):
         for second in range(first + 1, count - 1):
             parts = pilot.parts()
@@ -89,9 +93,11 @@ def test_each_process_of_a_gateway(sealed, services, start_pilot, tmp_path):
     def parts():
         return sorted(pid for pid in sealed.processes() if network_of(pid) == dmz)
 
-    with SiteGateway(sealed.dmz, tmp_path) as gateway:
+    (tmp_path / "gateway.conf").write_text("HTCONDOR_VPN_GATEWAY_WORKERS = 2\n")
+    with SiteGateway(sealed.dmz, tmp_path, "--config", str(tmp_path / "gateway.conf")) as gateway:
         pilot = start_pilot(sealed, gateway, tmp_path)
         count = len(parts())
+        assert count >= 4
         for turn in range(count):
             victim = parts()[turn]
             with killed(victim):
