@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,16 +21,15 @@ from htcondor_vpn.errors import (
     SshRefused,
     TokenRefused,
     VpnError,
-    by_name,
 )
 from htcondor_vpn.jobnet.policy.source import Source
 from htcondor_vpn.linux.ancestry import processes_within
 from htcondor_vpn.linux.channel import Channel
 from htcondor_vpn.linux.children import Child, fork_child
 from htcondor_vpn.linux.loop import Loop
-from htcondor_vpn.linux.namespaces import PR_SET_CHILD_SUBREAPER, prctl
 from htcondor_vpn.linux.signals import SignalDescriptor
 from htcondor_vpn.pilot import inner
+from htcondor_vpn.pilot.children import Children
 from htcondor_vpn.pilot.command import Command, start_command
 from htcondor_vpn.pilot.engine_process import run_engine
 from htcondor_vpn.pilot.run_folder import ENVIRONMENT_VARIABLE, RunFolder
@@ -54,11 +52,7 @@ FORWARDED = frozenset(
     }
 )
 _ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
-_RESTART_SECONDS = 0.2
-_LAST_RESTART_SECONDS = 5.0
-_STEADY_SECONDS = 30.0
 _STATE_SECONDS = 10.0
-_END_SECONDS = 10.0
 _REPORT_SECONDS = 1.0
 _ENDINGS = 3
 _FINAL = (GatewayUntrusted, TokenRefused, ProxyRefused, SshRefused, LoginRefused)
@@ -95,6 +89,7 @@ class Supervisor:
         self._memory = os.memfd_create("decisions")
         self._make_engine = make_engine
         self._loop = Loop()
+        self._children = Children(self._loop)
         self._tunnel = TunnelStatus(folder.path, engine_name)
         self._heard = time.monotonic()
         self._engine: Child | None = None
@@ -105,7 +100,6 @@ class Supervisor:
         self._families: tuple[str, ...] = ()
         self._udp = False
         self._broker_ready = self._catching = False
-        self._pauses: dict[str, tuple[float, float]] = {}
         self._status: int | None = None
         self._hurried = False
 
@@ -114,7 +108,6 @@ class Supervisor:
 
         Raises VpnError where it could not be started, and `Interrupted` where a signal came first.
         """
-        prctl(PR_SET_CHILD_SUBREAPER, 1)
         self._loop.watch(self._signals, self._signalled)
         try:
             self._tunnel.enter(TunnelState.STARTING)
@@ -125,6 +118,7 @@ class Supervisor:
             assert self._namespaces is not None
             environment = {**environment, ENVIRONMENT_VARIABLE: str(self._folder.path)}
             self._command = start_command(argv, self._namespaces, environment, self._signals)
+            self._children.keep(self._command.pid)
             self._loop.watch(self._command.pidfd, self._command_ended)
             log.info("COMMAND runs as process %d: %s", self._command.pid, argv[0])
             self._refresh_state()
@@ -157,7 +151,7 @@ class Supervisor:
     def _signalled(self) -> None:
         for received in self._signals.read():
             if received.number == signal.SIGCHLD:
-                self._reap_orphans()
+                self._children.reap_orphans()
             elif self._status is not None:
                 self._hurried = self._hurried or received.number in _ENDING
             elif self._command is None:
@@ -178,8 +172,7 @@ class Supervisor:
             inner.clear_up(channel, self._folder, told or within)
 
         self._engine = fork_child("engine", work, self._signals.mask_before, keep)
-        self._loop.watch(self._engine.channel, self._engine_said)
-        self._loop.watch(self._engine.pidfd, self._engine_ended)
+        self._children.watch(self._engine, self._engine_said, self._engine_ended)
 
     def _watch_engine(self) -> None:
         """Notices an engine that is stopped or stuck: while the tunnel is up it reports after every probe."""
@@ -212,12 +205,12 @@ class Supervisor:
         assert self._engine is not None
         while self._loop.watches(self._engine.channel):  # its last words come before its end
             self._engine_said()
-        status = self._reap(self._engine)
+        status = self._children.reap(self._engine)
         self._engine = None
         self._must_have_started("engine", status)
         self._tunnel.forget_engine()
         self._tunnel.enter(TunnelState.DOWN, "the engine's process died and is started again")
-        self._restart("engine", self._start_engine)
+        self._children.restart("engine", self._start_engine)
 
     # The broker
 
@@ -241,15 +234,14 @@ class Supervisor:
                 self._signals.mask_before,
                 [*namespaces, self._memory],
             )
-            self._tell(self._broker, {"families": list(self._families)})
-        self._loop.watch(self._broker.channel, self._broker_said)
-        self._loop.watch(self._broker.pidfd, self._broker_ended)
+            self._children.tell(self._broker, {"families": list(self._families)})
+        self._children.watch(self._broker, self._broker_said, self._broker_ended)
 
     def _catch(self) -> None:
         """Has the catcher set up, once the namespaces exist and it is known what the gateway carries."""
         if self._broker is not None and self._namespaces is not None and self._families and not self._catching:
             self._catching = True
-            self._tell(self._broker, {"catch": list(self._families), "udp": self._udp})
+            self._children.tell(self._broker, {"catch": list(self._families), "udp": self._udp})
 
     def _broker_said(self) -> None:
         assert self._broker is not None
@@ -266,11 +258,11 @@ class Supervisor:
         elif "kinds" in message:
             self._sockets = InnerSockets.adopt(descriptors, message["kinds"])
             self._tunnel.holds_connects = bool(self._sockets.queues)
-            self._tell(self._broker, {"families": list(self._families)})
+            self._children.tell(self._broker, {"families": list(self._families)})
             if self._engine is not None:
                 assert self._namespaces is not None
                 told = {"kinds": message["kinds"], "inner": self._namespaces.identity()}
-                self._tell(self._engine, told, descriptors)
+                self._children.tell(self._engine, told, descriptors)
             if self._tunnel.report.up:
                 self._tunnel.enter(TunnelState.UP)
         elif "ready" in message:
@@ -282,73 +274,33 @@ class Supervisor:
         assert self._broker is not None
         while self._loop.watches(self._broker.channel):
             self._broker_said()
-        status = self._reap(self._broker)
+        status = self._children.reap(self._broker)
         self._broker = None
         self._must_have_started("broker", status)
         log.error("the broker died (wait status %d) and is started again; jobs go on", status)
-        self._restart("broker", self._start_broker)
+        self._children.restart("broker", self._start_broker)
 
     # All children
 
     def _received(self, child: Child, descriptors: list[int] | None = None) -> dict[str, Any] | None:
-        """Returns a child's message, its descriptors in `descriptors`; raises the error that it reports."""
+        """As `Children.received`; once COMMAND runs, an error that a child reports is only written down."""
         try:
-            received = child.channel.receive()
-        except OSError:
-            received = None
-        if received is None:
-            self._loop.forget(child.channel)  # its end comes by the pidfd
-            return None
-        message, came = received
-        if descriptors is not None:
-            descriptors.extend(came)
-        if "error" in message:
-            error = by_name(message["error"], message["cause"], message["remedy"])
+            return self._children.received(child, descriptors)
+        except VpnError as error:
             if self._command is None:
-                raise error
+                raise
             log.error("%s: %s", child.name, error)
             return None
-        return message
-
-    @staticmethod
-    def _tell(child: Child, message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
-        try:
-            child.channel.send(message, descriptors)
-        except ConnectionError as error:  # its end comes by the pidfd
-            log.warning("the %s could not be told: %s", child.name, error)
-
-    def _reap(self, child: Child) -> int:
-        self._loop.forget(child.channel)
-        self._loop.forget(child.pidfd)
-        status = child.reap()
-        self._reap_orphans()  # what it left to us may have ended before it, when it stood in the way
-        return status
 
     def _must_have_started(self, name: str, status: int) -> None:
         if self._command is None:
             raise VpnError(f"the {name} died at its start (wait status {status})", "run it with -v to see why")
 
-    def _restart(self, name: str, start: Callable[[], None]) -> None:
-        """Starts a child again, after a pause that grows while it dies early."""
-        now = time.monotonic()
-        pause, last = self._pauses.get(name, (_RESTART_SECONDS, now))
-        if now - last > _STEADY_SECONDS:
-            pause = _RESTART_SECONDS
-        self._pauses[name] = (min(2 * pause, _LAST_RESTART_SECONDS), now)
-
-        def again() -> None:
-            try:
-                start()
-            except OSError as error:  # no more processes for now
-                log.error("the %s cannot be started: %s", name, error)
-                self._restart(name, start)
-
-        self._loop.after(pause, again)
-
     def _command_ended(self) -> None:
         assert self._command is not None
         self._loop.forget(self._command.pidfd)
         self._status = self._command.reap()
+        self._children.let_go(self._command.pid)
         log.info("COMMAND ended with wait status %d", self._status)
         self._command = None
 
@@ -370,15 +322,16 @@ class Supervisor:
         if self._command is not None:  # only where this process itself failed
             os.kill(self._command.pid, signal.SIGKILL)
             self._command.reap()
+            self._children.let_go(self._command.pid)
         self._clear_inside()
         if self._engine is not None:
-            self._await_end(self._engine)
+            self._children.await_end(self._engine)
         self._tunnel.enter(TunnelState.FAILED if self._status is None else TunnelState.STOPPED, reason)
         for sock in self._sockets.all() if self._sockets else ():
             sock.close()
         if self._namespaces is not None:
             self._namespaces.close()
-        self._reap_orphans()
+        self._children.reap_orphans()
 
     def _clear_inside(self) -> None:
         """Has the broker kill what lives inside; one that dies before it is done leaves that to another one."""
@@ -389,35 +342,10 @@ class Supervisor:
                         return  # there was no COMMAND, which could have left something
                     self._start_broker()
                 assert self._broker is not None
-                done = self._await_end(self._broker) == 0
+                done = self._children.await_end(self._broker) == 0
                 self._broker = None
                 if done:
                     return
             except OSError as error:
                 log.error("the broker cannot be started: %s", error)
         log.error("not everything that COMMAND left inside was ended")
-
-    def _await_end(self, child: Child) -> int:
-        """Tells a child that this is the end, waits for its own, and returns its wait status."""
-        child.channel.finish()
-        poller = select.poll()
-        poller.register(child.pidfd, select.POLLIN)
-        if not poller.poll(_END_SECONDS * 1e3):
-            log.error("the %s does not end, and is killed", child.name)
-            os.kill(child.pid, signal.SIGKILL)
-        return self._reap(child)
-
-    def _reap_orphans(self) -> None:
-        """Takes the statuses of COMMAND's descendants that outlived their parents, and so became our children.
-
-        Our own children are reaped where their end is noticed, by their pidfds.
-        """
-        ours = {child.pid for child in (self._engine, self._broker, self._command) if child is not None}
-        while True:
-            try:
-                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                return
-            if ended is None or ended.si_pid in ours:
-                return
-            os.waitpid(ended.si_pid, 0)
