@@ -1,6 +1,8 @@
-"""`python -m benchmarks.soak [--minutes N]`: transfers without end, both ways, while the tunnel meets faults at random.
+"""`python -m benchmarks.soak [--minutes N | --jobs N]`: what must not show after minutes only.
 
-What must hold: nothing ever arrives wrong, transfers go on after every fault, nothing leaks, nothing grows.
+By default transfers without end, both ways, while the tunnel meets faults at random: nothing ever arrives wrong,
+transfers go on after every fault, nothing leaks, nothing grows. With `--jobs`, so many jobs through one pilot's broker
+(`jobs_soak`).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import sys
 import time
 from collections import Counter
 
+from benchmarks import jobs_soak
 from benchmarks.faults import OTHER_ADDRESS, Faults
 from benchmarks.processes import family, pss_bytes
 from htcondor_vpn.testbed import plan, sandbox
@@ -27,6 +30,7 @@ from htcondor_vpn.testbed.site import Site
 
 SIZES = (1, 1000, 100_000, 3_000_000, 30_000_000)
 WORKERS = 6
+_JOBS = 2000
 #: What a router says of packets that are too large (`Faults`).
 _TOLD = {
     f"IPv4 {plan.DMZ_INSIDE.v4} > {node} protocol 1" for node in (plan.NODE.v4, OTHER_ADDRESS)
@@ -69,13 +73,18 @@ while True:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make soak ARGS=…", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--jobs", type=int, nargs="?", const=_JOBS, help=f"instead: so many jobs (default: {_JOBS})")
     parser.add_argument("--seed", type=int, default=None, help="repeats the faults of another run")
     args = parser.parse_args()
     if not sandbox.inside():
         return sandbox.exec_inside([sys.executable, "-m", "benchmarks.soak", *sys.argv[1:]])
     seed = args.seed if args.seed is not None else random.SystemRandom().randrange(10**6)
-    report = Report(f"htcondor_vpn: {args.minutes:g} minutes of transfers and faults, seed {seed}")
-    _soak(report, args.minutes * 60, random.Random(seed))
+    if args.jobs:
+        report = Report(f"htcondor_vpn: {args.jobs} jobs through one pilot, seed {seed}")
+        jobs_soak.soak(report, args.jobs, seed)
+    else:
+        report = Report(f"htcondor_vpn: {args.minutes:g} minutes of transfers and faults, seed {seed}")
+        _soak(report, args.minutes * 60, random.Random(seed))
     report.conclude()
     return 0 if report.ok else 1
 
