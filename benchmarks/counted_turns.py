@@ -1,7 +1,7 @@
 """One transfer during which a job's packets are counted and not counted in turns: the same connections meet both.
 
 What the machine does besides, and how connections happen to share it, differs from transfer to transfer by more than
-counting costs, but little from one half of a second to the next. Not counted is what the kernel does while the table
+counting costs, but little from one third of a second to the next. Not counted is what the kernel does while the table
 of the jobs' rules is dormant (nft(8)): it is all there, and no packet comes to it.
 """
 
@@ -22,7 +22,7 @@ from htcondor_vpn.testbed import timed_traffic
 #: Connections have found their speed by then.
 _WARM_UP_SECONDS = 2.0
 #: A turn's first part is for the change from one to the other.
-_PARTS, _PART_SECONDS = 3, 0.2
+_PARTS, _PART_SECONDS = 3, 0.1
 TURN_SECONDS = _PARTS * _PART_SECONDS
 _TIMEOUT_SECONDS = 60.0
 

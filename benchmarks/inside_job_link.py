@@ -48,7 +48,7 @@ def main(class_count: int, pairs: int) -> None:
     rules = table_rules(logging=False) + policy_rules("bench", (), (), list(classes(class_count).values()))
     run_program([nft, "-f", "-"], stdin=rules, preexec=capabilities_to_programs)
     table.lead(0, "bench")
-    wiring = Wiring(mtu=TUNNEL_MTU)
+    wiring = Wiring(mtu=TUNNEL_MTU, end_here=True)
     wiring.open()
     with ExitStack() as exits:
         far_side = exits.enter_context(subprocess.Popen(server([FAR], PORT), stdout=subprocess.PIPE, text=True))

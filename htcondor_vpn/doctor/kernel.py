@@ -84,7 +84,7 @@ def job_networks() -> Finding:
     """Whether a job can have a network of its own that is limited and counted."""
 
     def probe() -> str:
-        wiring = Wiring(mtu=TUNNEL_MTU)
+        wiring = Wiring(mtu=TUNNEL_MTU, end_here=True)
         wiring.open()
         home = os.open("/proc/self/ns/net", os.O_RDONLY)
         unshare(CLONE_NEWNET)

@@ -19,6 +19,7 @@ class ExecutionPoint:
 
     networks: Collection[str] = frozenset({HOST, NONE})
     mtu = MTU
+    end_here = False
 
     def __init__(self, network: HostNetwork) -> None:
         self._network = network

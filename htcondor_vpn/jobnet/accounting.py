@@ -25,7 +25,7 @@ MOST_CLASSES = 25
 def attributes(account: Account) -> Mapping[str, Value]:
     """The job attributes that tell an account, seen from the job: in is what it received.
 
-    Each packet's headers are in the bytes; a packet may be a segment of up to 64 KB that was never cut into frames.
+    Each packet's headers are in the bytes; a packet may be a segment of up to 512 KB that was never cut into frames.
     """
     totals, internal = account.totals, account.internal
     found: dict[str, Value] = {

@@ -29,6 +29,8 @@ class Place(Protocol):
     networks: Collection[str]
     #: Of a job's link, bytes.
     mtu: int
+    #: Whether what jobs connect to ends on this host, so that nothing of theirs goes onto a wire as they sent it.
+    end_here: bool
 
     def require_account(self, peer: Peer) -> None:
         """Raises `NotAllowed` for a process of an account that has no business here."""
@@ -54,6 +56,7 @@ class PilotPlace:
 
     networks: Collection[str] = frozenset({TUNNEL, NONE})
     mtu = TUNNEL_MTU
+    end_here = True
 
     def __init__(self, settings: Settings, run_dir: Path, inner: ancestry.Identity) -> None:
         self.families: frozenset[str] | None = None

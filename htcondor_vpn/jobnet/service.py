@@ -62,8 +62,9 @@ class JobNetworks:
         self._place = place
         self._on_count = on_count
         self._wiring = Wiring(
-            settings.jobs_up_mbps or settings.up_mbps, settings.jobs_down_mbps or settings.down_mbps, mtu=place.mtu
-        )
+            settings.jobs_up_mbps or settings.up_mbps, settings.jobs_down_mbps or settings.down_mbps,
+            mtu=place.mtu, end_here=place.end_here,
+        )  # fmt: skip
         self._rebalancing: asyncio.TimerHandle | None = None
         self._leases = Leases()
         self._books = Books(run_dir, settings.job_ledger_dir, self._wiring.totals, self._resent)

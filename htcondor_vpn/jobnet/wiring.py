@@ -54,15 +54,18 @@ class Totals(NamedTuple):
 class Wiring:
     """The broker's hold on the links of the inner namespace, which is the one it is made in.
 
-    The rates are what all jobs may use together, 0 if that is not known; `mtu` is that of a job's link, bytes.
+    The rates are what all jobs may use together, 0 if that is not known; `mtu` is that of a job's link, bytes. Where
+    the jobs' connections `end_here`, on this host, segments without a limit are as large as the kernel has them: what
+    a packet costs on its way through rules and routes it then costs once for 512 KB, not for 64.
     """
 
-    def __init__(self, up_mbps: float = 0.0, down_mbps: float = 0.0, *, mtu: int) -> None:
-        self._mtu = mtu
+    def __init__(self, up_mbps: float = 0.0, down_mbps: float = 0.0, *, mtu: int, end_here: bool) -> None:
+        self._mtu, self._end_here = mtu, end_here
         self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self._netlink = Netlink()
         self._sweeper = Netlink()
-        self._shaper = Shaper(self._netlink, up_mbps, down_mbps, mtu)
+        largest_bytes = links.largest_segment_bytes(self._netlink) if end_here else links.LEGACY_SEGMENT_BYTES
+        self._shaper = Shaper(self._netlink, up_mbps, down_mbps, mtu, largest_bytes)
 
     def open(self) -> set[int]:
         """Makes what all job networks need, and returns the numbers of those that a former broker has left."""

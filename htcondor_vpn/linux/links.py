@@ -37,6 +37,10 @@ _IFLA_IFALIAS, _IFLA_GROUP = 20, 27
 _IFLA_STATS64, _IFLA_NET_NS_FD, _IFLA_NUM_TX_QUEUES, _IFLA_NUM_RX_QUEUES = 23, 28, 31, 32
 _IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
 _IFLA_GSO_MAX_SIZE, _IFLA_GRO_MAX_SIZE, _IFLA_GSO_IPV4_MAX_SIZE, _IFLA_GRO_IPV4_MAX_SIZE = 41, 58, 63, 64
+
+#: What every kernel sends at once at most, before it is cut into frames (GSO), and what one with "BIG TCP" does
+#: (include/linux/netdevice.h, GSO_LEGACY_MAX_SIZE and GSO_MAX_SIZE).
+LEGACY_SEGMENT_BYTES, BIG_SEGMENT_BYTES = 65_536, 8 * 0xFFFF
 _VETH_INFO_PEER = 1
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _IFA_F_NODAD, _IFA_F_PERMANENT = 0x02, 0x80
@@ -91,6 +95,8 @@ def make_veth(here: End, there: End, namespace: int, *, mtu: int) -> Request:
 def _veth_end(end: End, mtu: int) -> bytes:
     body = _link_header(end.number) + attribute_text(_IFLA_IFNAME, end.name) + attribute_u32(_IFLA_MTU, mtu)
     body += attribute(_IFLA_ADDRESS, end.address) + attribute_u32(_IFLA_GSO_MAX_SIZE, end.segment_bytes)
+    if end.segment_bytes > LEGACY_SEGMENT_BYTES:
+        body += attribute_u32(_IFLA_GSO_IPV4_MAX_SIZE, end.segment_bytes)
     return body + _one_queue()
 
 
@@ -133,6 +139,14 @@ def set_segment_size(index: int, size_bytes: int) -> Request:
     kinds = (_IFLA_GSO_MAX_SIZE, _IFLA_GRO_MAX_SIZE, _IFLA_GSO_IPV4_MAX_SIZE, _IFLA_GRO_IPV4_MAX_SIZE)
     body = _link_header(index) + b"".join(attribute_u32(kind, size_bytes) for kind in kinds)
     return Request(RTM_NEWLINK, 0, body, f"set the segment size of link {index}")
+
+
+def largest_segment_bytes(netlink: Netlink) -> int:
+    """The most that a veth of this kernel can send at once by either version of IP: "BIG TCP" is in the loopback's
+    attributes where there is any. A link that is made with more is not refused, but breaks.
+    """
+    found = dict(attributes(netlink.get(RTM_GETLINK, _link_header(LOOPBACK_INDEX), "read the loopback")[16:]))
+    return BIG_SEGMENT_BYTES if _IFLA_GSO_IPV4_MAX_SIZE in found else LEGACY_SEGMENT_BYTES
 
 
 def set_note(index: int, note: str) -> Request:

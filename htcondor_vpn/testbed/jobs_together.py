@@ -160,7 +160,7 @@ def be_pilot() -> None:
 
 def _measured(scenario: Scenario) -> list[dict[int, float]]:
     be_pilot()
-    wiring = Wiring(scenario.up_mbps, scenario.down_mbps, mtu=TUNNEL_MTU)
+    wiring = Wiring(scenario.up_mbps, scenario.down_mbps, mtu=TUNNEL_MTU, end_here=True)
     wiring.open()
     with ExitStack() as exits:
         far_side = _start(["serve", PILOT_V4, PILOT_V6, PORT])

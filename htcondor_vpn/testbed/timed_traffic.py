@@ -53,6 +53,14 @@ def _serve(connection: socket.socket) -> None:
             counts = _count(connection, float(begin), float(end), int(parts))
             connection.settimeout(_TIMEOUT_SECONDS)
             connection.sendall(f"{_line(counts)}\n".encode())
+            connection.shutdown(socket.SHUT_WR)
+            _drain(connection)
+
+
+def _drain(connection: socket.socket) -> None:
+    """Takes what is still under way: what is left unread at the close is a reset, and the answer would go with it."""
+    while connection.recv(1 << 20):
+        pass
 
 
 def _accept(listener: socket.socket) -> None:

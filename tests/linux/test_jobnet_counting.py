@@ -122,7 +122,13 @@ def test_each_class_has_its_bytes_and_together_they_are_all(start: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "rule", ["deny = 203.0.113.9, 2001:db8::9", "allow = 203.0.113.7, 203.0.113.8 tcp port 7000, 2001:db8::7"]
+    "rule",
+    [
+        "deny = 203.0.113.9, 2001:db8::9",
+        "deny = 203.0.113.0/24 tcp port 7001-8000, 203.0.113.9, 2001:db8::9 tcp port 7000, ::/0 udp",
+        "deny = 203.0.113.9, 0.0.0.0/8, 224.0.0.0/3, 2001:db8::8/125, 8000::/1",
+        "allow = 203.0.113.7, 203.0.113.8 tcp port 7000, 2001:db8::7",
+    ],
 )
 def test_job_reaches_only_what_it_may(start: Any, rule: str) -> None:
     pilot = start(rule)

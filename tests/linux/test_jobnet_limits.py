@@ -13,6 +13,8 @@ import pytest
 from jobnet_pilot import HERE, Pilot, finished, until
 
 from htcondor_vpn.addresses import SHAPER_NAMES
+from htcondor_vpn.linux import links
+from htcondor_vpn.linux.netlink import Netlink
 from htcondor_vpn.testbed.headers import payload_bytes
 from htcondor_vpn.testbed.rates import assert_rate
 
@@ -43,6 +45,22 @@ def mbps_of(told: dict[str, Any], size: int) -> float:
 def test_rate_is_what_was_asked_for(pilot: Pilot, verb: str, mbps: float, flows: int) -> None:
     size = int(mbps * 1e6 / 8 * 2)  # two seconds
     assert_rate(partial(transfer, pilot, verb, size, flows, f"VpnBandwidthMbps = {mbps}"), mbps)
+
+
+@pytest.mark.parametrize(("ad", "whole"), [("", True), ("VpnBandwidthMbps = 20", False)])
+def test_segments_are_as_large_as_the_kernel_has_them_where_nothing_is_limited(
+    pilot: Pilot, ad: str, whole: bool
+) -> None:
+    with Netlink() as netlink:
+        largest = links.largest_segment_bytes(netlink)
+    job = pilot.start_job("/bin/sleep", "1000", ad=ad)
+    try:
+        assert until(pilot.links)
+        (link,) = json.loads(pilot.output("/usr/sbin/ip", "-d", "-j", "link", "show", *pilot.links()))
+        assert link["gso_max_size"] == (largest if whole else 8_704)
+    finally:
+        job.terminate()
+        job.communicate(timeout=10)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from htcondor_vpn.jobnet.wiring import Totals
 #: The class of what is in no class of the policy's, whose names have no parentheses.
 OTHER = "(other)"
 
-#: Rates are not taken over less than this: a packet of 64 KB in a millisecond is no rate.
+#: Rates are not taken over less than this: a packet of 512 KB in a millisecond is no rate.
 _SHORTEST_SECONDS = 1.0
 
 #: Classes that are the site's own, to Lark's names for traffic.
@@ -89,7 +89,7 @@ class Account:
     def by_class(self) -> dict[str, Moved]:
         """What each class has of `totals`, so that together they are all of it.
 
-        Classes are counted in segments, which may be of 64 KB, and a link with limits in the frames that were made of
+        Classes are counted in segments, which may be large, and a link with limits in the frames that were made of
         them and were not dropped: the headers and losses are those of the classes by their bytes.
         """
         received = _divided(self.totals.received_bytes, [moved.received_bytes for moved in self.classes.values()])

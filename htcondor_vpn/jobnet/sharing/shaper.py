@@ -17,6 +17,7 @@ import errno
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -65,11 +66,14 @@ class Note(NamedTuple):
 
 
 class Shaper:
-    """Shapes what jobs send (`up`) and receive; the rates are what all may use together, 0 if that is not known."""
+    """Shapes what jobs send (`up`) and receive; the rates are what all may use together, 0 if that is not known.
 
-    def __init__(self, netlink: Netlink, up_mbps: float, down_mbps: float, mtu: int) -> None:
+    `largest_bytes` is what a job without a limit should send at once.
+    """
+
+    def __init__(self, netlink: Netlink, up_mbps: float, down_mbps: float, mtu: int, largest_bytes: int) -> None:
         self._netlink = netlink
-        self._mtu = mtu
+        self._mtu, self._largest_bytes = mtu, largest_bytes
         self._up, self._down = (Tree(index, rate) for index, rate in zip(SHAPER_INDICES, (up_mbps, down_mbps)))
         #: Why nothing can be shaped.
         self._obstacle: NetlinkError | None = None
@@ -124,7 +128,8 @@ class Shaper:
     def segments(self, note: Note) -> tuple[int, int]:
         """How many bytes the job, and the broker's end of its link, should send at once."""
         up, down = (tree.fastest_bps(self._share(tree, note)) for tree in (self._up, self._down))
-        return segment_bytes(up), segment_bytes(down)
+        up_bytes, down_bytes = (segment_bytes(bps) if math.isfinite(bps) else self._largest_bytes for bps in (up, down))
+        return up_bytes, down_bytes
 
     def add(self, number: int, note: Note, index: int, link_name: str) -> list[Request]:
         """Shapes job network `number`, whose link is given; the requests are for the caller to send.
