@@ -22,13 +22,19 @@ def main(pid: int, address: str, port: int, way: str, flows: int, pairs: int, ad
     for namespace in [os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in KINDS]:
         setns(namespace)
         os.close(namespace)
-    wrapper = str(Path(environ["HTCONDOR_VPN_RUN_DIR"], "libexec", "job-wrapper"))
+    libexec = Path(environ["HTCONDOR_VPN_RUN_DIR"], "libexec")
     with tempfile.TemporaryDirectory() as scratch:
-        Path(scratch, ".job.ad").write_text(ad + "\n")
+        ad = f'Owner = "someone"\n{ad}\n'
+        Path(scratch, ".job.ad").write_text(ad)
         environ |= {"_CONDOR_JOB_AD": f"{scratch}/.job.ad", "_CONDOR_SCRATCH_DIR": scratch}
+        prepare = [str(libexec / "prepare-job")]
+        said = subprocess.run(prepare, env=environ, input=ad, text=True, stdout=subprocess.PIPE, check=True).stdout
+        if said:
+            raise RuntimeError(f"the job may not run: {said}")
 
         def start(argv: list[str]) -> subprocess.Popen[str]:
-            return subprocess.Popen([wrapper, *argv], env=environ, stdout=subprocess.PIPE, text=True)
+            wrapped = [str(libexec / "job-wrapper"), *argv]
+            return subprocess.Popen(wrapped, env=environ, stdout=subprocess.PIPE, text=True)
 
         rates = in_turns(start, address, port, way, flows, pairs)
     json.dump(rates, sys.stdout)

@@ -22,11 +22,11 @@ _TIMEOUT_SECONDS = 600.0
 
 
 def measure(report: Report, rounds: int, seconds: int) -> None:
-    """In each round a transfer of every kind takes `seconds` counted, and as many not."""
+    """In each round a transfer of every kind takes `seconds` counted, and as many not; twice that on the link alone."""
     pairs = max(round(seconds / TURN_SECONDS), 1)
     report.say("Counting: a job's link, and nothing behind it")
     for count, name in ((0, "counted"), (_CLASSES, f"{_CLASSES} classes")):
-        argv = [sys.executable, "-m", "benchmarks.inside_job_link", str(count), str(rounds * pairs)]
+        argv = [sys.executable, "-m", "benchmarks.inside_job_link", str(count), str(2 * rounds * pairs)]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
         if done.returncode:
             raise RuntimeError(f"a job's link could not be measured: {done.stderr}")
