@@ -14,12 +14,11 @@ import os
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from htcondor_vpn.addresses import JOB_LINK, OCSERV_V4, OCSERV_V6, PILOT_V4, PILOT_V6
-from htcondor_vpn.errors import ConfigError, ListenError, NamespacesUnavailable
+from htcondor_vpn.errors import ConfigError, ListenError
 from htcondor_vpn.gateway.kernel_nat import KernelNat, Pilots, own_name_servers
 from htcondor_vpn.gateway.ocserv_users import OcservUsers
 from htcondor_vpn.gateway.operation.listening import listen, raise_descriptor_limit
@@ -83,7 +82,7 @@ def run(settings: Settings, announce: Callable[[str], None]) -> None:
         async with AsyncExitStack() as exits:
             operation = Operation(settings, "ocserv")  # before there is anything to take back
             exits.callback(operation.close)
-            server = _Server(config, control, users, operation, single_uid, (host or "127.0.0.1", port))
+            server = _OcservServer(config, control, users, operation, single_uid, (host or "127.0.0.1", port))
             if as_root:
                 sockets = None if single_uid else _SOCKETS
                 pilots = Pilots("ocserv", _DEVICE, (OCSERV_V4, OCSERV_V6), own_name_servers())
@@ -101,7 +100,7 @@ def run(settings: Settings, announce: Callable[[str], None]) -> None:
     asyncio.run(serve())
 
 
-class _Server:
+class _OcservServer:
     """ocserv with its `config`, which answers at `endpoint`, and what carries on what its pilots send."""
 
     def __init__(
@@ -116,7 +115,7 @@ class _Server:
         self._config, self._control, self._users, self._operation = config, control, users, operation
         self._single_uid, self._endpoint = single_uid, endpoint
         self._namespace: TunNamespace | None = None
-        self._tasks: list[asyncio.Future[Any]] = []
+        self._tasks: list[asyncio.Future[None]] = []
         self._process: OcservProcess | None = None
         self._names = set(users.list())
         self._turn = asyncio.Lock()  # of those that count
@@ -162,20 +161,8 @@ class _Server:
 
     async def serve(self) -> None:
         """Serves until it is told to end; raises `VpnError` when the namespace is lost."""
-        stopped = asyncio.ensure_future(self._operation.stop.wait())
-        keeping = [asyncio.ensure_future(work) for work in (
-            self._keep_running(), self._keep_users(), self._keep_count(), self._operation.run(),
-        )]  # fmt: skip
-        try:
-            await asyncio.wait([stopped, *keeping, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
-            for task in (*keeping, *self._tasks):
-                if task.done():
-                    task.result()
-                    raise NamespacesUnavailable("the gateway's namespace was lost", "start it again")
-        finally:
-            for task in (stopped, *keeping):
-                task.cancel()
-            await asyncio.gather(stopped, *keeping, return_exceptions=True)
+        works = [self._keep_running(), self._keep_users(), self._keep_count()]
+        await self._operation.serve(works, besides=self._tasks)
 
     async def _keep_running(self) -> None:
         """Starts ocserv again when it has ended; pilots log in again, and what is open stays open."""

@@ -10,11 +10,11 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from htcondor_vpn.errors import VpnError
+from htcondor_vpn.errors import NamespacesUnavailable, VpnError
 from htcondor_vpn.gateway.operation.control import Answer, ControlSocket, reply
 from htcondor_vpn.gateway.operation.ledger_link import LedgerLink
 from htcondor_vpn.gateway.operation.tally import Tally
@@ -66,7 +66,34 @@ class Operation:
         self._control = ControlSocket(self._folder, self._loop, self._asked)
         notify("READY=1", "STATUS=serving")
 
-    async def run(self) -> None:
+    async def serve(
+        self,
+        works: Iterable[Awaitable[None]],
+        besides: Sequence[asyncio.Future[None]] = (),
+        last: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """Does `works`, and counts, until `stop` is set; awaits `last` then, and cancels them.
+
+        None of them ends by itself, nor of `besides`, which go on: raises the `VpnError` of one that fails, and
+        `NamespacesUnavailable` when one ends, since that is of a namespace that was lost.
+        """
+        stopped = asyncio.ensure_future(self.stop.wait())
+        tasks = [asyncio.ensure_future(work) for work in (*works, self._count_on())]
+        try:
+            futures: list[asyncio.Future[Any]] = [stopped, *tasks, *besides]
+            await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+            for task in (*tasks, *besides):
+                if task.done():
+                    task.result()
+                    raise NamespacesUnavailable("the gateway's namespace was lost", "start it again")
+            if last is not None:
+                await last()
+        finally:
+            for future in (stopped, *tasks):
+                future.cancel()
+            await asyncio.gather(stopped, *tasks, return_exceptions=True)
+
+    async def _count_on(self) -> None:
         """Counts, and writes the ledger; runs until cancelled."""
         due = time.monotonic() + PROGRESS_SECONDS
         try:

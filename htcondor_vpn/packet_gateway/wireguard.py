@@ -14,13 +14,12 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from typing import Any
 
 from htcondor_vpn.addresses import JOB_LINK, PILOT_V4, PILOT_V6, WIREGUARD_V4, WIREGUARD_V6
-from htcondor_vpn.errors import ListenError, NamespacesUnavailable, VpnError
+from htcondor_vpn.errors import ListenError, VpnError
 from htcondor_vpn.gateway.kernel_nat import KernelNat, Pilots
 from htcondor_vpn.gateway.operation.listening import raise_descriptor_limit
 from htcondor_vpn.gateway.trust.folder import open_folder
@@ -100,27 +99,27 @@ def run(settings: Settings, announce: Callable[[str], None]) -> None:
 
 async def _own_server(
     settings: Settings, program: str, pilots: WireguardPilots, operation: Operation, exits: ExitStack
-) -> _Server:
+) -> _WireguardServer:
     """Makes a namespace and begins to serve what will be caught there; raises `VpnError` or OSError."""
     engine = host_engine(settings)
     namespace = await TunNamespace.make()
     exits.callback(namespace.close)
     engine.serve(caught(namespace, find_nft(), settings.hold_connects))
-    return _Server(program, pilots, operation, namespace, _TUN, engine)
+    return _WireguardServer(program, pilots, operation, namespace, _TUN, engine)
 
 
 async def _host_server(
     settings: Settings, program: str, pilots: WireguardPilots, operation: Operation, exits: ExitStack
-) -> _Server:
+) -> _WireguardServer:
     """Has this host's kernel forward what will come from the tun; raises `VpnError` or OSError."""
     links = Pilots("wireguard", _LINK, (WIREGUARD_V4, WIREGUARD_V6), resolver=_RESOLVER)
     exits.enter_context(KernelNat(links, settings.gateway_allow, settings.gateway_deny))
     room = await TunNamespace.make(on_host=True)
     exits.callback(room.close)
-    return _Server(program, pilots, operation, room, _HOST_TUN)
+    return _WireguardServer(program, pilots, operation, room, _HOST_TUN)
 
 
-class _Server:
+class _WireguardServer:
     """wireguard-go, whose tun is in `namespace` and is set up as `tun`; and the `engine` that serves what is caught.
 
     Without an engine it is the kernel that forwards what comes.
@@ -189,27 +188,11 @@ class _Server:
 
     async def serve(self) -> None:
         """Serves until it is told to end; raises `VpnError` when the namespace is lost."""
-        stopped = asyncio.ensure_future(self._operation.stop.wait())
-        works: list[Coroutine[Any, Any, None]] = [
-            self._keep_running(), self._keep_pilots(), self._namespace.lost(), self._operation.run(),
-        ]  # fmt: skip
-        if self._engine is not None:
-            works.append(self._engine.run(_tell))
-        tasks = [asyncio.ensure_future(work) for work in works]
-        try:
-            futures: list[asyncio.Future[Any]] = [stopped, *tasks]
-            await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
-            for task in tasks:
-                if task.done():
-                    task.result()
-                    raise NamespacesUnavailable("the gateway's namespace was lost", "start it again")
-            if self._engine is not None:
-                await self._engine.finish()
-        finally:
-            stopped.cancel()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(stopped, *tasks, return_exceptions=True)
+        works = [self._keep_running(), self._keep_pilots(), self._namespace.lost()]
+        if self._engine is None:
+            await self._operation.serve(works)
+        else:
+            await self._operation.serve([*works, self._engine.run(_tell)], last=self._engine.finish)
 
     async def _keep_running(self) -> None:
         """Starts wireguard-go again when it dies; what is open stays open."""

@@ -38,7 +38,7 @@ async def test_not_before_it_is_shut(settings):
         operation.sessions.told([READING], {"alice"})
 
     operation.ready(shut_it)
-    running = asyncio.ensure_future(operation.run())
+    serving = asyncio.ensure_future(operation.serve([]))
     answers = [asyncio.ensure_future(ask(settings, "drain")) for _ in range(2)]
     await begun.wait()
     assert (await ask(settings, "status"))["draining"] is False
@@ -48,8 +48,28 @@ async def test_not_before_it_is_shut(settings):
     assert (await ask(settings, "status"))["draining"] is True
     assert not operation.stop.is_set()
     operation.sessions.told([], {"alice"})
-    await operation.stop.wait()
-    running.cancel()
+    await serving
+    operation.close()
+
+
+@pytest.mark.parametrize("fails", [True, False])
+async def test_one_whose_work_ends_says_so(settings, fails):
+    """What it is made of never ends by itself; but a namespace may be lost."""
+    operation, cancelled = Operation(settings, "wireguard"), asyncio.Event()
+
+    async def goes_on():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    async def ends():
+        if fails:
+            raise errors.ListenError("the port is taken", "choose another one")
+
+    with pytest.raises(errors.ListenError if fails else errors.NamespacesUnavailable):
+        await operation.serve([goes_on(), ends()])
+    assert cancelled.is_set()
     operation.close()
 
 
