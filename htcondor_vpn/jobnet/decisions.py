@@ -11,7 +11,8 @@ from dataclasses import replace
 
 from htcondor_vpn.jobnet.kept_decisions import Kept, KeptDecisions
 from htcondor_vpn.jobnet.policy.decision import HOST, KNOBS, TUNNEL, Decision
-from htcondor_vpn.jobnet.policy.names import Names, NotResolved
+from htcondor_vpn.jobnet.policy.look_ups import NotResolved
+from htcondor_vpn.jobnet.policy.names import Names
 from htcondor_vpn.jobnet.policy.policy import Policy
 from htcondor_vpn.jobnet.policy.refusal import Refusal, SubCode
 from htcondor_vpn.linux.peers import Peer

@@ -13,6 +13,7 @@ from htcondor_vpn.jobnet.counting.addresses import Addresses
 from htcondor_vpn.jobnet.counting.policies import Policies, Reach
 from htcondor_vpn.jobnet.policy.decision import Decision
 from htcondor_vpn.jobnet.policy.destinations import parse_destination
+from htcondor_vpn.jobnet.policy.look_ups import LookUps
 from htcondor_vpn.linux.netlink import NetlinkError
 
 
@@ -53,7 +54,7 @@ def scenario(addresses):
     def play(work):
         async def playing():
             table, threads = Table(), ThreadPoolExecutor(1)
-            policies = Policies(table, threads, Addresses(look_up))
+            policies = Policies(table, threads, Addresses(LookUps(5, look_up)))
             policies.open()
             await work(policies, table)
             policies.close()
