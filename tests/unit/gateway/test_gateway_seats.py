@@ -53,7 +53,9 @@ def test_processes_share_it_and_none_takes_more(seats):
     assert sum(codes) == seats.of("a") == 100
 
 
-def test_a_holder_that_is_killed_holds_up_nobody(seats):
+@pytest.fixture
+def holder(seats):
+    """A process that has the lock, and keeps it until it is killed."""
     ours, theirs = os.pipe()
     pid = os.fork()
     if not pid:
@@ -61,11 +63,23 @@ def test_a_holder_that_is_killed_holds_up_nobody(seats):
             os.write(theirs, b"x")
             signal.pause()
     assert os.read(ours, 1) == b"x"
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
     for end in (ours, theirs):
         os.close(end)
+    yield pid
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def test_a_holder_that_is_killed_holds_up_nobody(seats, holder):
+    os.kill(holder, signal.SIGKILL)
     assert seats.bind(0, "a", 1)
+
+
+@pytest.mark.timeout(20)
+def test_a_holder_that_is_stopped_does_not_hold_up_who_may_kill_it(seats, holder):
+    seats.enter(1)
+    seats.clear(1)
+    assert seats.total() == 0
 
 
 def test_another_program_can_share_it(seats):
