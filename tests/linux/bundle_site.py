@@ -36,3 +36,15 @@ def told_of(gateway):
 def must_have_fetched(done):
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().splitlines()[-1] == WANTED
+
+
+@contextmanager
+def full_disk(host, folder):
+    """Within, the host has a file system without room at that folder."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16k,mode=1777", "none", str(folder)]
+    host.run(mount, as_root=True, check=True)
+    try:
+        host.run(["sh", "-c", f"head -c 100000 /dev/zero >{folder}/full"])
+        yield
+    finally:
+        host.run(["umount", "--lazy", str(folder)], as_root=True, check=True)

@@ -1,15 +1,18 @@
 """The in-glidein module on a node that reaches but a web proxy: the last script runs inside, and ends in order."""
 
 import contextlib
+import os
 import random
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import pytest
-from bundle_site import FETCH, WANTED
+from bundle_site import FETCH, WANTED, full_disk
 from engine_site import NAME_SERVERS, pilots_processes
 from glidein_side import Stage, failure_type
 
@@ -120,7 +123,7 @@ def test_a_glidein_that_is_wrapped_needs_no_stub(stage, start, bundle, tmp_path,
     nothing_is_left()
 
 
-@pytest.mark.parametrize("_", range(3))
+@pytest.mark.parametrize("_", range(10))
 def test_told_to_end_at_any_moment(stage, start, _, nothing_is_left):
     seconds = random.uniform(0, 4)
     print(f"told to end after {seconds:.3f} s")
@@ -165,6 +168,54 @@ def test_a_proxy_that_does_not_answer(stage, start, squid, nothing_is_left):
     process, log = start()
     assert process.wait(60) == 1
     assert failure_type(log.read_text()) == "Network", log.read_text()
+    nothing_is_left()
+
+
+def test_a_download_that_fails_when_the_tunnel_is_up(stage, start, nothing_is_left):
+    (stage.folder / "htvpn-status").unlink()
+    process, log = start()
+    assert process.wait(60) == 1
+    text = log.read_text()
+    assert failure_type(text) == "Network", text
+    assert "Failed to load file htvpn-status" in text
+    assert "last script " not in text
+    nothing_is_left()
+
+
+@pytest.mark.parametrize("full", [1, 3])
+def test_disks_that_are_full(site, stage, start, tmp, tmp_path, nothing_is_left, full):
+    """Where TMPDIR alone is full there is another place; where all are, the glidein says so."""
+    stage.attribute("HTVPN_SETUP_SECONDS", 0)
+    (tmp_path / "cache").mkdir()
+    with ExitStack() as exits:
+        for disk in (tmp, "/tmp", "/var/tmp")[:full]:
+            exits.enter_context(full_disk(site.node, disk))
+        process, log = start("env", f"HTVPN_CACHE={tmp_path / 'cache'}")
+        if full == 1:
+            wait_for_log(log, b"^waits$", process, timeout_seconds=60)
+            process.terminate()
+        assert process.wait(60) == (0 if full == 1 else 1)
+        if full == 3:
+            assert failure_type(log.read_text()) == "WN_Resource", log.read_text()
+            assert "code 74" in log.read_text()
+        nothing_is_left()
+
+
+def test_two_glideins_of_one_user_have_a_tunnel_each(site, stage, start, nothing_is_left):
+    first, log = start()
+    wait_for_log(log, b"^waits$", first, timeout_seconds=60)
+    both_from = log.stat().st_size
+    second, _ = start()
+    wait_for_log(log, b"^waits$", second, timeout_seconds=60, start_bytes=both_from)
+    folders = list(stage.start_folder.glob("glide_*/glidein_config"))
+    tunnels = {re.search("^GLIDEIN_VPN_RUN_DIR (.+)$", path.read_text(), re.MULTILINE)[1] for path in folders}
+    assert len(tunnels) == 2
+    first.terminate()
+    assert first.wait(15) == 0
+    wait_until("the first one's tunnel has gone", 15, lambda: sum(map(os.path.exists, tunnels)) == 1 or None)
+    assert second.poll() is None
+    second.terminate()
+    assert second.wait(15) == 0
     nothing_is_left()
 
 

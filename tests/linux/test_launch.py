@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from bundle_site import FETCH, WANTED
+from bundle_site import FETCH, WANTED, full_disk
 
 import htcondor_vpn
+from htcondor_vpn.gateway.trust.tokens import TokenStore
 from htcondor_vpn.testbed.condor_folder import wait_until
 from htcondor_vpn.testbed.gateway import SiteGateway, vpn_command
 from htcondor_vpn.testbed.host import outer_id
@@ -65,9 +66,12 @@ def start(site, scratch):
 
 
 def left_in(site, scratch):
-    """The command lines of the site's processes that have to do with the folder."""
-    found = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in site.processes()]
-    return [line for line in found if os.fsencode(scratch) in line or b"glidein" in line]
+    """The command lines of the node's processes that have to do with the folder."""
+    found = []
+    for pid in site.processes_of_node():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            found.append(Path(f"/proc/{pid}/cmdline").read_bytes())
+    return [line for line in found if os.fsencode(scratch) in line or b"glidein_startup.sh" in line]
 
 
 def test_an_entrys_executable(start, scratch):
@@ -148,6 +152,49 @@ def test_without_a_bundle_it_says_so(start, scratch):
     process, log = start("-quick", PATH="/usr/bin:/bin")
     assert process.wait(30) == 72
     assert log.read_text().count("\n") == 1
+
+
+def test_eight_glideins_on_one_node_and_each_ends_alone(site, start, scratch):
+    processes = [start("-v", "std", FETCH=FETCH)[0] for _ in range(8)]
+    log = scratch / "log"
+
+    def run():
+        return True if log.read_text().count("master runs") == 8 else None
+
+    wait_until("all eight run", 120, run)
+    assert log.read_text().splitlines().count(WANTED) == 8
+    for process in processes:
+        process.terminate()
+        assert process.wait(30) == 7
+    assert log.read_text().count("master ended by QUIT") == 8
+    assert left_in(site, scratch) == []
+
+
+def test_an_expired_token(start, scratch, gateway):
+    tokens = TokenStore(gateway.state_folder)
+    try:
+        (scratch / "pilot.token").write_text(tokens.add("late", lifetime_seconds=0) + "\n")
+    finally:
+        tokens.close()
+    process, log = start("-quick")
+    assert process.wait(30) == 77, log.read_text()
+    assert "glidein:" not in log.read_text()
+
+
+@pytest.mark.parametrize("full", ["TMPDIR", "HTVPN_CACHE"])
+def test_a_disk_that_is_full(site, start, scratch, tmp_path, full):
+    for name in ("TMPDIR", "HTVPN_CACHE"):
+        (tmp_path / name).mkdir()
+    with full_disk(site.node, tmp_path / full):
+        process, log = start("-quick", TMPDIR=str(tmp_path / "TMPDIR"), HTVPN_CACHE=str(tmp_path / "HTVPN_CACHE"))
+        code = process.wait(30)
+        if full == "TMPDIR":  # there are other places
+            assert code == 5, log.read_text()
+        else:
+            assert code == 74, log.read_text()
+            assert "unpacked nowhere" in log.read_text()
+            assert log.read_text().count("\n") == 1
+        assert left_in(site, scratch) == []
 
 
 def test_without_a_tunnel_the_glidein_is_not_run(start, scratch):
