@@ -16,7 +16,6 @@ import subprocess
 import time
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any
 
 from htcondor_vpn.errors import LimitReached, VpnError, by_name
 from htcondor_vpn.gateway.operation.allocation import PERIOD_SECONDS, Allocator
@@ -27,6 +26,7 @@ from htcondor_vpn.gateway.operation.seats import COLUMNS
 from htcondor_vpn.gateway.operation.shares import Rates
 from htcondor_vpn.gateway.operation.tally import Tally
 from htcondor_vpn.gateway.operation.worker import Equipment, batches, work
+from htcondor_vpn.gateway.operation.worker_link import WorkerLink
 from htcondor_vpn.gateway.service_manager import notify
 from htcondor_vpn.linux.channel import Channel
 from htcondor_vpn.linux.children import Child, fork_child
@@ -38,51 +38,7 @@ log = logging.getLogger(__name__)
 _TICK_SECONDS = 1.0
 _START_SECONDS = 60.0
 _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 0.1, 5.0
-#: A worker that served for so long did not fail at its start.
-_STEADY_SECONDS = 10.0
-#: A worker reports every second. After so many ticks without a report it is killed; ticks are counted, not seconds, so
-#: that a gateway that was stopped as a whole kills nobody when it goes on.
-_MOST_SILENT_TICKS = 10
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-
-
-class _Worker:
-    def __init__(self, child: Child, column: int, *, retired: bool = False) -> None:
-        self.child, self.column, self.retired = child, column, retired
-        self.born = time.monotonic()
-        self.ready = False
-        self.silent_ticks = 0
-        self.flows = self.instance = self.memory_bytes = 0
-        self.load = 0.0  # of one processor core
-        self._cpu: tuple[float, float] | None = None
-        self._untold: list[dict[str, Any]] = []
-
-    def tell(self, message: dict[str, Any]) -> None:
-        """Sends a message, after those that it has not taken yet."""
-        self._untold.append(message)
-        self.flush()
-
-    def flush(self) -> None:
-        """Sends what it takes; what is left is sent again with the next message, or tick."""
-        try:
-            while self._untold:
-                self.child.channel.send(self._untold[0])
-                self._untold.pop(0)
-        except BlockingIOError:
-            # How things stand is told again before long: only orders have to be kept.
-            self._untold = [message for message in self._untold if not {"standing", "rates"} & message.keys()]
-        except OSError:
-            self._untold.clear()  # it has ended
-
-    def heard(self, message: dict[str, Any]) -> None:
-        """Takes what it tells of itself."""
-        self.silent_ticks = 0
-        self.flows, self.instance = message["flows"], message["instance"]
-        self.memory_bytes = message["memory_bytes"]
-        now, cpu = time.monotonic(), message["cpu_seconds"]
-        if self._cpu is not None and now > self._cpu[0]:
-            self.load = min(1.0, (cpu - self._cpu[1]) / (now - self._cpu[0]))
-        self._cpu = now, cpu
 
 
 class Parent:
@@ -99,7 +55,7 @@ class Parent:
         settings = equipment.settings
         bounds = settings.gateway_ledger_keep, settings.gateway_ledger_flows
         self._ledger = LedgerLink(self._loop, settings.gateway_dir, *bounds)
-        self._workers: list[_Worker] = []
+        self._workers: list[WorkerLink] = []
         self._failure: VpnError | None = None
         self._stopping = self._draining = self._running = False
         self._pause = _FIRST_PAUSE_SECONDS
@@ -108,7 +64,8 @@ class Parent:
         self._loop.watch(self._signals, self._signalled)
         for heir in inheritance.workers if inheritance is not None else ():
             channel = Channel(socket.socket(fileno=heir.channel))
-            self._adopt(_Worker(Child("worker", heir.pid, os.pidfd_open(heir.pid), channel), heir.column, retired=True))
+            child = Child("worker", heir.pid, os.pidfd_open(heir.pid), channel)
+            self._adopt(WorkerLink(child, heir.column, retired=True))
 
     def run(self) -> None:
         """Makes the workers and keeps them until the gateway was told to end, and they have; raises `VpnError`."""
@@ -160,19 +117,19 @@ class Parent:
             log.error("a worker cannot be started: %s", error.strerror)
             self._start_later()
             return
-        self._adopt(_Worker(child, column))
+        self._adopt(WorkerLink(child, column))
 
     def _start_later(self) -> None:
         self._loop.after(self._pause, self._start_worker)
         self._pause = min(2 * self._pause, _LAST_PAUSE_SECONDS)
 
-    def _adopt(self, worker: _Worker) -> None:
+    def _adopt(self, worker: WorkerLink) -> None:
         worker.child.channel.sock.setblocking(False)
         self._workers.append(worker)
         self._loop.watch(worker.child.channel, lambda: self._heard(worker))
         self._loop.watch(worker.child.pidfd, lambda: self._ended(worker))
 
-    def _heard(self, worker: _Worker) -> None:
+    def _heard(self, worker: WorkerLink) -> None:
         try:
             received = worker.child.channel.receive()
         except BlockingIOError:
@@ -197,7 +154,7 @@ class Parent:
                 log.error("%s", error)
             self._failure = self._failure or error
 
-    def _ended(self, worker: _Worker) -> None:
+    def _ended(self, worker: WorkerLink) -> None:
         while self._loop.watches(worker.child.channel):  # its last words come before its end
             self._heard(worker)
         self._loop.forget(worker.child.pidfd)
@@ -214,7 +171,7 @@ class Parent:
         if not self._running:
             self._failure = self._failure or LimitReached("the gateway's processes do not start", "see its log")
             return
-        if time.monotonic() - worker.born > _STEADY_SECONDS:
+        if worker.is_steady:
             self._pause = _FIRST_PAUSE_SECONDS
         self._start_later()
 
@@ -224,10 +181,7 @@ class Parent:
         standing = {"flows": self._flows(), "load": self._load(), "draining": self._draining}
         for worker in self._workers:
             worker.tell({"standing": standing})
-            worker.silent_ticks += 1
-            if worker.silent_ticks == _MOST_SILENT_TICKS:
-                log.error("worker %d is stopped or stuck, and killed", worker.child.pid)
-                os.kill(worker.child.pid, signal.SIGKILL)
+            worker.look()
         self._loop.after(_TICK_SECONDS, self._tick)
 
     def _allocate(self) -> None:
