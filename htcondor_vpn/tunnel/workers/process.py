@@ -87,7 +87,8 @@ class WorkerProcess:
         It does while it has flows, and after the last it says that that has ended. Looks are counted, not seconds: when
         a whole pilot was stopped and goes on, nobody has been silent for long.
         """
-        self.silent_looks += bool(self._flows or self.silent_looks)
+        if self._flows or self.silent_looks:
+            self.silent_looks += 1
         if not self.answers:  # what it was to open, another one can
             for flow in [flow for flow in self._flows.values() if not flow.opened.done()]:
                 self.cut(flow)
