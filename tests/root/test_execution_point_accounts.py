@@ -64,14 +64,17 @@ os.chown(scratch, int(uid), int(uid))
 with open(f"{scratch}/.job.ad", "w") as ad:
     ad.write('MyType = "Job"\\nVpnBandwidthMbps = 50\\n')
 env = {"PATH": os.environ["PATH"], "_CONDOR_JOB_AD": f"{scratch}/.job.ad"}
-done = subprocess.run([f"{libexec}/job-wrapper", *command], user=int(uid), group=int(uid), extra_groups=[], env=env,
-                      cwd=scratch, capture_output=True, text=True)
+group = os.environ.get("JOB_CGROUP")
+enter = ["sh", "-c", 'echo 0 >"$0/cgroup.procs" && exec "$@"', group] if group else []
+become = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+done = subprocess.run([*enter, *become, f"{libexec}/job-wrapper", *command], env=env, cwd=scratch, capture_output=True,
+                      text=True)
 print(json.dumps([done.returncode, done.stdout, done.stderr]))
 """
 
 #: Runs on that host: the service, then what is asked of it; prints one JSON object.
 TRIAL = """
-import json, os, select, subprocess, sys, time
+import json, os, subprocess, sys, tempfile
 checkout, accounts = sys.argv[1], json.loads(sys.argv[2])
 argv = [sys.executable, "-m", "htcondor_vpn.cli.main", "execution-point", "--dir", "/run/htcondor-vpn"]
 service = subprocess.Popen(argv, cwd=checkout, stdout=subprocess.PIPE, stderr=open("broker.log", "w"), text=True)
@@ -91,6 +94,27 @@ told["stranger"] = [said.returncode, said.stderr]
 code = "import subprocess; print(subprocess.run(['/run/htcondor-vpn/libexec/job-wrapper', 'true']).returncode)"
 said = subprocess.run([*wrapper, "./condor_starter", "-S", "-c", code], env=environ, capture_output=True, text=True)
 told["ordinary starter"] = [said.stdout.strip(), said.stderr]
+def in_cgroups():
+    mounts = [line.split() for line in open("/proc/mounts")]
+    root = next((words[1] for words in mounts if words[2] == "cgroup2" and os.access(words[1], os.W_OK)), None)
+    if root is None:
+        return None
+    top = tempfile.mkdtemp(prefix="htcondor-vpn-test-", dir=root)
+    groups = [f"{top}/{name}" for name in ("service", "service/startd", "service/job", "elsewhere")]
+    try:
+        for group in groups:
+            os.mkdir(group)
+        found = []
+        for number, group in enumerate(groups[2:]):
+            into = ["sh", "-c", 'echo 0 >"$0/cgroup.procs" && exec "$@"', groups[1], "./condor_starter", "-S"]
+            argv = [*into, "starter.py", str(accounts[0]), f"/run/host/grouped{number}", "/run/htcondor-vpn/libexec"]
+            said = subprocess.run([*argv, "true"], env={**environ, "JOB_CGROUP": group}, capture_output=True, text=True)
+            found.append(json.loads(said.stdout))
+        return found
+    finally:
+        for group in (*reversed(groups), top):
+            os.rmdir(group)
+told["cgroups"] = in_cgroups()
 service.terminate()
 told["service"] = service.wait(20)
 told["links"] = subprocess.run(["ip", "link"], capture_output=True, text=True).stdout.count("htv")
@@ -125,6 +149,15 @@ def test_an_account_gets_none_without_a_starter_of_roots(told, who):
     code, complaint = told[who]
     assert str(code) == "75"
     assert "was not started by a condor_starter of root's" in complaint
+
+
+def test_a_wrapper_outside_of_the_startds_control_groups_is_refused(told):
+    if told["cgroups"] is None:
+        pytest.skip("there are no control groups of version 2 that root may write")
+    (code, _, complaint), elsewhere = told["cgroups"]
+    assert code == 0, complaint
+    assert elsewhere[0] == 75
+    assert "which is none of the startd's" in elsewhere[2]
 
 
 def test_nothing_is_left(told):
