@@ -34,6 +34,10 @@ _KNOBS = {
 }
 
 
+#: The units of a token's life. One without a unit is a mistake: `30` was meant as days more often than as seconds.
+_LIFETIME = {unit: seconds for unit, seconds in knob_values.SECONDS.items() if unit}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `run`, which is what no verb means, and the verbs `token` and `pin`."""
     _add_run_options(parser, default=None)
@@ -103,7 +107,7 @@ def _add_common_options(parser: argparse.ArgumentParser, default: object) -> Non
 
 def _add_run_options(parser: argparse.ArgumentParser, default: object) -> None:
     _add_common_options(parser, default)
-    parser.add_argument("--kind", metavar="KIND", default=default, help="what to run (default: stream)")
+    parser.add_argument("--kind", metavar="KIND", default=default, help="stream, wireguard or ocserv (default: stream)")
     parser.add_argument(
         "--listen", metavar="HOST:PORT", action="append", default=default,
         help="where to listen; may be given more than once (default: port 8443 everywhere)",
@@ -161,12 +165,12 @@ def _rotate(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _token_add(args: argparse.Namespace, settings: Settings) -> int:
-    from htcondor_vpn.gateway.trust.folder import write_atomically
+    from htcondor_vpn.gateway.trust.folder import write_new
 
     lifetime_seconds = None
     if args.expires is not None:
         try:
-            lifetime_seconds = knob_values.quantity(knob_values.SECONDS, 1, 100 * 365 * 86400)(args.expires)
+            lifetime_seconds = knob_values.quantity(_LIFETIME, 1, 100 * 365 * 86400)(args.expires)
         except ValueError as error:
             raise UsageError(f"--expires {args.expires}: the value {error}", "write it as 30d or 12h") from error
     with _store(settings) as store:
@@ -175,7 +179,7 @@ def _token_add(args: argparse.Namespace, settings: Settings) -> int:
             if args.output is None:
                 print_secret(f"{token}\n", "the token")
             else:
-                write_atomically(args.output, f"{token}\n".encode(), 0o600)
+                write_new(args.output, f"{token}\n".encode(), 0o600)
         except BaseException:
             store.revoke(args.token_name)
             raise

@@ -132,7 +132,7 @@ def add_verbs(
 
 
 def _add(args: argparse.Namespace, settings: Settings) -> int:
-    from htcondor_vpn.gateway.trust.folder import write_atomically
+    from htcondor_vpn.gateway.trust.folder import write_new
 
     kind: _Kind = args.kind_of_pilots
     with kind.store(settings) as store:
@@ -141,7 +141,7 @@ def _add(args: argparse.Namespace, settings: Settings) -> int:
             if args.output is None:
                 print_secret(text, kind.secret)
             else:
-                write_atomically(args.output, text.encode(), 0o600)
+                write_new(args.output, text.encode(), 0o600)
         except BaseException:
             store.revoke(args.pilot_name)
             raise

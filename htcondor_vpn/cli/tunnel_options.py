@@ -15,7 +15,7 @@ from htcondor_vpn.pilot.supervisor import Interrupted
 from htcondor_vpn.settings import Settings
 
 _SHORTHANDS = {
-    "engine": ("ENGINE", "WORD", "stream, proxy, socks5, ssh or auto"),
+    "engine": ("ENGINE", "WORD", "stream, wireguard, openconnect, proxy, socks5, ssh or auto"),
     "gateway": ("GATEWAYS", "HOST:PORT", "a gateway, or a list of them"),
     "pin": ("GATEWAY_PIN", "PIN", "the gateway's pin-sha256:…"),
     "pin-file": ("GATEWAY_PIN_FILE", "FILE", "the gateway's gateway.pin"),

@@ -65,6 +65,29 @@ def write_atomically(path: Path, data: bytes, mode: int) -> None:
         raise _failure(path, "written", error) from error
 
 
+def write_new(path: Path, data: bytes, mode: int) -> None:
+    """Makes the file `path` of `data` with permissions `mode`; raises `GatewayFolderError`, also if there is one."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        cause = f"{path} exists, and may hold what cannot be had again"
+        raise GatewayFolderError(cause, "name another file, or remove this one first") from None
+    except OSError as error:
+        raise _failure(path, "written", error) from error
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException as error:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        if isinstance(error, OSError):
+            raise _failure(path, "written", error) from error
+        raise
+
+
 def read_bytes(path: Path) -> bytes:
     """Returns the content of `path`; raises `GatewayFolderError`."""
     try:

@@ -134,6 +134,22 @@ def test_a_token_that_cannot_be_written_is_no_token(command, tmp_path):
     assert "alice" not in command("token", "list").stdout
 
 
+def test_a_token_is_not_written_over_another(command, tmp_path):
+    file = tmp_path / "token"
+    assert command("token", "add", "alice", "-o", str(file)).returncode == 0
+    before = file.read_text()
+    again = command("token", "add", "bob", "-o", str(file))
+    assert (again.returncode, again.stderr.count("\n"), str(file) in again.stderr) == (73, 1, True)
+    assert file.read_text() == before
+    assert "bob" not in command("token", "list").stdout
+
+
+def test_the_life_of_a_token_has_a_unit(command):
+    result = command("token", "add", "alice", "--expires", "30")
+    assert (result.returncode, "30d" in result.stderr, result.stderr.count("\n")) == (64, True, 1)
+    assert "alice" not in command("token", "list").stdout
+
+
 def test_a_token_that_nobody_got_is_no_token(command, tmp_path):
     argv = [*COMMAND, "token", "add", "bob", "--dir", str(tmp_path / "gateway")]
     with open("/dev/full", "w") as full:
