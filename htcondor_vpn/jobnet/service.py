@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from htcondor_vpn.condor.chirp import ChirpConfig, ChirpError, literal, parse_config
+from htcondor_vpn.condor.chirp import ChirpError, literal
 from htcondor_vpn.errors import JobCountingUnavailable
 from htcondor_vpn.jobnet.abandoned import abandoned
 from htcondor_vpn.jobnet.accounting import publish
@@ -22,16 +22,19 @@ from htcondor_vpn.jobnet.counting.account import Account
 from htcondor_vpn.jobnet.counting.books import Books
 from htcondor_vpn.jobnet.counting.table import JobTable
 from htcondor_vpn.jobnet.decisions import Decisions, job_name, read_machine_ad
+from htcondor_vpn.jobnet.failed_jobs import FailedJobs
 from htcondor_vpn.jobnet.lease import Lease, Leases
+from htcondor_vpn.jobnet.lease_making import make_lease, number_in
 from htcondor_vpn.jobnet.name_relay import NameRelay
 from htcondor_vpn.jobnet.place import Place
 from htcondor_vpn.jobnet.policy.decision import NONE
 from htcondor_vpn.jobnet.policy.refusal import Refusal, SubCode
 from htcondor_vpn.jobnet.protocol import Connection, Message, ProtocolError
+from htcondor_vpn.jobnet.upkeep import Upkeep
 from htcondor_vpn.jobnet.wiring import Totals, Wiring
 from htcondor_vpn.linux import ancestry
 from htcondor_vpn.linux.netlink import NetlinkError
-from htcondor_vpn.linux.peers import Peer, Watched, peer_of
+from htcondor_vpn.linux.peers import Peer
 from htcondor_vpn.linux.programs import find_program
 from htcondor_vpn.linux.tcp_counts import resent_segments
 from htcondor_vpn.settings import Settings
@@ -41,9 +44,6 @@ log = logging.getLogger(__name__)
 #: How long a living wrapper may be without a connection, and the links of a former broker without a wrapper.
 GRACE_SECONDS = 10.0
 _ANSWER_SECONDS = 5.0
-_REBALANCE_SECONDS = 0.05
-_SETTLE_SECONDS = 0.25
-_MOST_FAILED_JOBS = 1000
 
 
 class JobNetworks:
@@ -65,16 +65,11 @@ class JobNetworks:
             settings.jobs_up_mbps or settings.up_mbps, settings.jobs_down_mbps or settings.down_mbps,
             mtu=place.mtu, end_here=place.end_here,
         )  # fmt: skip
-        self._rebalancing: asyncio.TimerHandle | None = None
         self._leases = Leases()
         self._books = Books(run_dir, settings.job_ledger_dir, self._wiring.totals, self._resent)
-        self._sweeping: asyncio.Task[None] | None = None
-        self._unswept = False
-        self._settling: asyncio.Task[None] | None = None
-        self._unsettled = False
         self._threads = ThreadPoolExecutor(2, "jobnet")
-        #: Jobs that could not be executed here, by GlobalJobId, and why.
-        self._failed: dict[str, str] = {}
+        self._upkeep = Upkeep(self._wiring, self._leases, self._books, self._threads)
+        self._failed = FailedJobs()
         self._background: set[asyncio.Task[None]] = set()
 
     def open(self) -> None:
@@ -83,7 +78,7 @@ class JobNetworks:
         Raises OSError and `JobCountingUnavailable`.
         """
         left = self._wiring.open()
-        self._rebalance_soon()
+        self._upkeep.one_has_come()
         self._books.open(left)
         if left:
             log.info("job networks %s were left by another broker", sorted(left))
@@ -113,7 +108,8 @@ class JobNetworks:
             machine_ad = read_machine_ad(peer, message.fields.get("machine", ""))
             await self._decisions.prepare(peer.parent_pid, message.text, machine_ad)
             text = confined(message.text)
-            self._refuse_failed(job_name(message.text))
+            if (reason := self._failed.forget(job_name(message.text))) is not None:
+                raise Refusal(SubCode.NOT_EXECUTABLE, reason)
         except Refusal as refusal:
             log.info("a job was refused with code %d: %s", refusal.sub_code, refusal.message)
             text = f"HookStatusCode = {int(refusal.sub_code)}\nHookStatusMessage = {literal(refusal.message)}\n"
@@ -127,12 +123,6 @@ class JobNetworks:
             await self._publish(lease, self._books.account(lease.number))
         await _send(connection, Message("ok"))
 
-    def _refuse_failed(self, job: str) -> None:
-        """Holds a job that failed here before it began; released, it gets another chance."""
-        reason = self._failed.pop(job, None)
-        if reason is not None:
-            raise Refusal(SubCode.NOT_EXECUTABLE, reason)
-
     # What the wrapper asks for
 
     async def start(self, connection: Connection, peer: Peer, message: Message) -> None:
@@ -145,7 +135,7 @@ class JobNetworks:
             job, decision = await self._decisions.at_start(peer.parent_pid, message.text)
             families, besides = self._place.reach(decision)
             number = self._leases.free_number()
-            lease = self._lease(number, namespace, connection, peer, message)
+            lease = make_lease(self._place, number, namespace, connection, peer, message)
             namespace = -1
             self._leases.reserved.add(number)
             lease.job, lease.decision = job, decision
@@ -168,7 +158,7 @@ class JobNetworks:
         ceilings = decision.up.ceiling_mbps, decision.down.ceiling_mbps
         log.info("job network %d: by %s, up %g, down %g Mbit/s (0: no limit)", number, decision.rule, *ceilings)
         self._put_into_force(lease, connection)
-        self._rebalance_soon()
+        self._upkeep.one_has_come()
         await _send(connection, Message("ok", {"number": str(number), **self._chain()}))
         await self._keep(lease, connection)
 
@@ -192,8 +182,8 @@ class JobNetworks:
         (namespace,) = connection.take_descriptors(1)
         try:
             self._place.require_wrapper(peer, namespace)
-            number = _number(message, "number")
-            if _number(message, "starter") != peer.parent_pid:
+            number = number_in(message, "number")
+            if number_in(message, "starter") != peer.parent_pid:
                 raise NotAllowed("the job's starter has ended")
             lease = self._leases.of_number(number)
             if lease is not None and (lease.wrapper.pid != peer.pid or lease.connection is not None):
@@ -202,7 +192,7 @@ class JobNetworks:
                 raise NotAllowed(f"job network {number} has been removed")
             if lease is None:
                 kept = self._decisions.taken_over(peer.parent_pid)
-                lease = self._lease(number, namespace, connection, peer, message)
+                lease = make_lease(self._place, number, namespace, connection, peer, message)
                 namespace = -1
                 lease.job, lease.decision = kept
                 self._relay_chirp(lease)
@@ -233,35 +223,6 @@ class JobNetworks:
 
     # The life of a lease
 
-    def _lease(self, number: int, namespace: int, connection: Connection, peer: Peer, message: Message) -> Lease:
-        """Makes a lease, which owns `namespace`; raises `NotAllowed` when a process of it has ended already."""
-        chirp: ChirpConfig | None = None
-        if message.fields.get("chirp"):
-            try:
-                chirp = parse_config(message.fields["chirp"])
-            except ValueError as error:
-                raise ProtocolError(str(error)) from error
-        try:
-            wrapper = Watched(peer.pid)
-        except ProcessLookupError as error:
-            raise NotAllowed(f"the wrapper {peer.pid} has ended") from error
-        try:
-            starter = Watched(peer.parent_pid) if peer.parent_pid else None
-        except ProcessLookupError as error:
-            wrapper.close()
-            raise NotAllowed(f"the starter {peer.parent_pid} has ended") from error
-        try:
-            # Both are held now: if they are still who they were, their numbers had not come to mean other processes.
-            if peer_of(connection.socket) != peer:
-                raise NotAllowed("the job's starter has ended")
-            self._place.require_wrapper(peer, namespace)
-            return Lease(number, namespace, wrapper, starter, chirp)
-        except (NotAllowed, OSError):
-            wrapper.close()
-            if starter is not None:
-                starter.close()
-            raise
-
     def _relay_chirp(self, lease: Lease) -> None:
         if lease.chirp is not None:
             listener = self._wiring.listen_inside(lease.namespace, lease.chirp.host, lease.chirp.port)
@@ -291,7 +252,7 @@ class JobNetworks:
         try:
             message = await connection.receive()
             if message is not None and message.verb == "failed":
-                self._remember_failed(lease.job, message.text)
+                self._failed.remember(lease.job, message.text)
                 await _send(connection, Message("ok"))
                 message = await connection.receive()
         except (OSError, ProtocolError) as error:
@@ -314,13 +275,6 @@ class JobNetworks:
             await _send(connection, Message("ok", answer))
         finally:
             self._take_away(lease)
-
-    def _remember_failed(self, job: str, reason: str) -> None:
-        if not job:
-            return
-        while len(self._failed) >= _MOST_FAILED_JOBS:
-            del self._failed[next(iter(self._failed))]
-        self._failed[job] = " ".join(reason.split())
 
     async def _publish(self, lease: Lease, account: Account) -> None:
         if lease.chirp is None:
@@ -373,8 +327,7 @@ class JobNetworks:
         """Takes the network of a lease away that is no longer in force."""
         self._wiring.discard(lease.number)
         lease.close()
-        self._sweep_soon()
-        self._rebalance_soon()
+        self._upkeep.some_have_gone()
         self._on_count(len(self._leases))
 
     def _discard_unclaimed(self, left: set[int]) -> None:
@@ -384,45 +337,7 @@ class JobNetworks:
         for number in unclaimed:
             log.warning("job network %d: no wrapper came back for it", number)
             self._wiring.discard(number)
-        self._sweep_soon()
-        self._rebalance_soon()
-
-    def _rebalance_soon(self) -> None:
-        if self._rebalancing is None:
-            self._rebalancing = asyncio.get_running_loop().call_later(_REBALANCE_SECONDS, self._rebalance)
-
-    def _rebalance(self) -> None:
-        """Divides anew what the jobs may use together, once for all that have come and gone meanwhile."""
-        self._rebalancing = None
-        try:
-            self._wiring.rebalance()
-        except OSError as error:
-            log.error("the jobs' parts could not be changed: %s", error)
-
-    def _sweep_soon(self) -> None:
-        self._unswept = True
-        if self._sweeping is None or self._sweeping.done():
-            self._sweeping = asyncio.ensure_future(self._sweep())
-
-    async def _sweep(self) -> None:
-        """Deletes discarded links, all that have come together while the kernel was busy with those before."""
-        loop = asyncio.get_running_loop()
-        while self._unswept:
-            self._unswept = False
-            await loop.run_in_executor(self._threads, self._wiring.sweep)
-            self._unsettled = True
-            if self._settling is None or self._settling.done():
-                self._settling = asyncio.ensure_future(self._settle())
-
-    async def _settle(self) -> None:
-        """Closes the books of jobs whose links are gone, of all together that have ended within a moment."""
-        while self._unsettled:
-            await asyncio.sleep(_SETTLE_SECONDS)
-            self._unsettled = False
-            gone = {number for number in self._leases.without_lease if not self._wiring.exists(number)}
-            if gone:
-                await self._books.settle(gone)
-            self._leases.without_lease -= gone
+        self._upkeep.some_have_gone()
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
@@ -432,13 +347,6 @@ class JobNetworks:
 
 async def _send(connection: Connection, message: Message, descriptors: tuple[int, ...] = ()) -> None:
     await asyncio.wait_for(connection.send(message, descriptors), _ANSWER_SECONDS)
-
-
-def _number(message: Message, key: str) -> int:
-    text = message.fields.get(key, "")
-    if not text.isdigit() or len(text) > 10:
-        raise ProtocolError(f"the message has no {key}")
-    return int(text)
 
 
 def _told(totals: Totals) -> str:
