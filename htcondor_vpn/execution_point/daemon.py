@@ -29,7 +29,7 @@ from htcondor_vpn.jobnet.policy.policy import make_policy, read_policy
 from htcondor_vpn.settings import Settings
 
 _PROGRAMS = {
-    "job-wrapper": Path(wrapper.__file__), "prepare-job": Path(hook.__file__), "update-job-info": Path(hook.__file__),
+    "job-wrapper": Path(*wrapper.__path__), "prepare-job": Path(hook.__file__), "update-job-info": Path(hook.__file__),
 }  # fmt: skip
 _LOCK, _DECISIONS = "run.lock", "decisions"
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from htcondor_vpn.condor.chirp import literal
 from htcondor_vpn.condor.job_ad import Ad, parse_ad
 from htcondor_vpn.jobnet.policy.refusal import Refusal, SubCode
-from htcondor_vpn.jobnet.wrapper import LATER
+from htcondor_vpn.jobnet.wrapper.surroundings import LATER
 
 #: Job attributes that name programs which the starter runs beside the job, in its own network.
 _OUTSIDE = ("PreCmd", "PostCmd", "ToolDaemonCmd", "TransferPlugins")

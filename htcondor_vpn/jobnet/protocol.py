@@ -4,7 +4,7 @@ Hooks that are a shell's come in by another door (hook_port.py).
 
 A message is a line `VERB BYTES` and a body of that many bytes: lines `key value`, and after an empty line free text.
 Namespaces travel beside a message (SCM_RIGHTS). Nothing here needs more than the standard library's smallest modules,
-because the two clients (`wrapper.py`, `hook.py`), each a file of its own, are started for every job.
+because the two clients (`wrapper/`, `hook.py`), each a program of its own, are started for every job.
 
 | verb      | from    | body                                  | descriptors | answer `ok`, else `no` with `reason`   |
 |-----------|---------|---------------------------------------|-------------|----------------------------------------|

@@ -35,7 +35,7 @@ _HOOK = _JOBNET / ("hook.bash" if BASH.exists() else "hook.py")
 
 #: What HTCondor runs, by name.
 LIBEXEC = {
-    "job-wrapper": _JOBNET / "wrapper.py",
+    "job-wrapper": _JOBNET / "wrapper",
     "prepare-job": _HOOK,
     "update-job-info": _HOOK,
     "pool-prepare-job": _JOBNET / "pool_hook.sh",

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from htcondor_vpn.condor.job_ad import parse_ad
 from htcondor_vpn.jobnet.confinement import _assignments, _quoted, put_off, require_confined
 from htcondor_vpn.jobnet.policy.refusal import Refusal, SubCode
-from htcondor_vpn.jobnet.wrapper import LATER
+from htcondor_vpn.jobnet.wrapper.surroundings import LATER
 
 
 @pytest.mark.parametrize("name", ["PreCmd", "PostCmd", "ToolDaemonCmd", "TransferPlugins"])

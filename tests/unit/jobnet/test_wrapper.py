@@ -2,7 +2,7 @@
 
 import pytest
 
-from htcondor_vpn.jobnet import wrapper
+from htcondor_vpn.jobnet.wrapper import surroundings
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,6 @@ from htcondor_vpn.jobnet import wrapper
     ],
 )
 def test_the_sites_own_wrapper(monkeypatch, of_settings, of_glidein, wanted):
-    monkeypatch.setattr(wrapper, "environ", {} if of_glidein is None else {wrapper.CHAIN: of_glidein})
-    assert wrapper.chained({"chain": of_settings}) == wanted
-    assert wrapper.environ == {}, "the job does not see it"
+    monkeypatch.setattr(surroundings, "environ", {} if of_glidein is None else {surroundings.CHAIN: of_glidein})
+    assert surroundings.chained({"chain": of_settings}) == wanted
+    assert surroundings.environ == {}, "the job does not see it"
