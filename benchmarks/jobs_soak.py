@@ -21,11 +21,15 @@ from htcondor_vpn.testbed.gateway import SiteGateway
 from htcondor_vpn.testbed.report import MEASURED, Report
 from htcondor_vpn.testbed.services import WorldServices
 from htcondor_vpn.testbed.site import Site
+from htcondor_vpn.tunnel.carriers import ready
 
-_WARM_UP_JOBS = 100
+#: By then what is bounded is full: buffers, the decisions that are kept until they are swept, pages of the ledger.
+_WARM_UP_JOBS = 500
 _INTERVALS = 10
 #: What each of the pilot's processes may have grown by, MB, from the warm-up to the last job.
 _MOST_GROWN_MB = 2.0
+#: Connections to the gateway that stand by are as many as there is demand.
+_STANDING_BY = ready.MOST - ready.FEWEST
 _SETTLE_SECONDS = 30.0
 _LINE_SECONDS = 1800.0
 
@@ -56,8 +60,8 @@ def soak(report: Report, jobs: int, seed: int) -> None:
         for name in first:
             grown_mb = (last[name].pss_bytes - first[name].pss_bytes) / 1e6
             report.add(f"growth of {name} (PSS)", grown_mb < _MOST_GROWN_MB, grown_mb, "MB", f"< {_MOST_GROWN_MB:g} MB")
-            grown = last[name].descriptors - first[name].descriptors
-            report.add(f"growth of {name}, descriptors", grown <= 0, grown, "", "0")
+            grown, most = last[name].descriptors - first[name].descriptors, _STANDING_BY if name == "engine" else 0
+            report.add(f"growth of {name}, descriptors", grown <= most, grown, "", f"<= {most}")
         for what, there in pilot.left().items():
             report.add(f"left behind: {what}", there == left[what], there - left[what], "", "0")
         pilot.end()

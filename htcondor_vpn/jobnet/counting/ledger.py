@@ -25,6 +25,10 @@ _VERSION = 1
 _BUSY_SECONDS = 5.0
 _MOST_JOBS = 100_000
 _PRUNED_EVERY = 1000
+
+#: Pages that SQLite keeps in memory: it writes at the end of the file, and 2 MB of them, its default, would look like a
+#: leak of the broker's for the first thousands of jobs.
+_CACHE_KB = 256
 _COLUMNS = (
     "number", "started", "ended", "job", "slot", "rule", "outcome", "bytes_in", "bytes_out", "packets_in",
     "packets_out", "connections", "peak_in_mbps", "peak_out_mbps", "mean_in_mbps", "mean_out_mbps", "resent_segments",
@@ -68,6 +72,7 @@ class Ledger:
             (version,) = self._database.execute("PRAGMA user_version").fetchone()
             if version not in (0, _VERSION):
                 raise sqlite3.DatabaseError(f"its format is {version}, not {_VERSION}")
+            self._database.execute(f"PRAGMA cache_size = -{_CACHE_KB}")
             self._database.executescript(_SCHEMA)
         except BaseException:
             self._database.close()

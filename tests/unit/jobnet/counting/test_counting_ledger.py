@@ -1,6 +1,7 @@
 """The pilot's own ledger of jobs."""
 
 import sqlite3
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,27 @@ from htcondor_vpn.jobnet.counting import ledger
 from htcondor_vpn.jobnet.counting.account import Account
 from htcondor_vpn.jobnet.counting.ledger import Ledger, ledger_path, read, row
 from htcondor_vpn.jobnet.counting.recorder import Recorder
+from htcondor_vpn.linux.programs import run_program
 
 FLIGHTS = Recorder(()).message()
+
+#: Writes 5,000 jobs and prints by how much the process has grown after the first 500, bytes.
+MANY = """
+import resource, sys
+from pathlib import Path
+from htcondor_vpn.jobnet.counting.account import Account
+from htcondor_vpn.jobnet.counting.ledger import Ledger, row
+def rss():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+book = Ledger(Path(sys.argv[1]))
+for number in range(5000):
+    if number % 100 == 0:
+        book.write([row(Account(n, job=f"ap#{n}.0#1", started=100.0 + n), {"names": "n" * 700})
+                    for n in range(number, number + 100)])
+    if number == 500:
+        before = rss()
+print(rss() - before)
+"""
 
 
 def account(number, **more):
@@ -29,6 +49,11 @@ def test_a_later_row_of_the_same_job_replaces_an_earlier_one(tmp_path):
     assert set(first["classes"]) == {"(other)", "campus"}
     assert read(tmp_path / "jobs.db", "#2.0#") == [second]
     assert (tmp_path / "jobs.db").stat().st_mode & 0o777 == 0o600
+
+
+def test_thousands_of_jobs_do_not_stay_in_memory(tmp_path):
+    said = run_program([sys.executable, "-c", MANY, str(tmp_path / "jobs.db")])
+    assert int(said) < 1_000_000
 
 
 def test_jobs_of_which_nobody_will_hear_again_are_lost(tmp_path):
