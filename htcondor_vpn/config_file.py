@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from htcondor_vpn.errors import ConfigError, ConfigUnreadable
+from htcondor_vpn.errors import ConfigError, ConfigUnreadable, VpnError
 
 #: Macros that double at each step could fill the memory; no honest value is longer.
 MAX_VALUE_CHARACTERS = 65536
@@ -77,8 +77,11 @@ class Macros:
             raise ConfigUnreadable(f"{origin}: {name} grows too long", f"at most {MAX_VALUE_CHARACTERS} characters")
         return own.sub(lambda match: before or match[1] or "", text)
 
-    def read(self, path: Path) -> None:
-        """Reads one file. Raises `ConfigUnreadable` for a file or a line that HTCondor would not take either."""
+    def read(self, path: Path, problems: list[VpnError] | None = None) -> None:
+        """Reads one file. Raises `ConfigUnreadable` for a file or a line that HTCondor would not take either.
+
+        With `problems`, a line that is no statement is added there and passed over, so that the others are seen too.
+        """
         depth = 0
         lines = logical_lines(text_of(path))
         for number, line, doubt in lines:
@@ -95,9 +98,13 @@ class Macros:
             if statement is None or not _NAME.fullmatch(statement[1].lstrip("@")):
                 if depth or re.fullmatch(r"\[\S*", line, re.ASCII):  # a section of an .ini file counts as a comment
                     continue
-                raise ConfigUnreadable(
+                problem = ConfigUnreadable(
                     f"{origin}: `{printable(line)}` is not a line of HTCondor's configuration", "write NAME = value"
                 )
+                if problems is None:
+                    raise problem
+                problems.append(problem)
+                continue
             if statement[3] == "@=":
                 text = _here_text(lines, statement[4].strip(_BLANKS), origin)
             else:

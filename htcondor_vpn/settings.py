@@ -67,7 +67,7 @@ def examine(
     problems: list[VpnError] = []
     for path in files:
         try:
-            macros.read(path)
+            macros.read(path, problems)
         except VpnError as error:
             problems.append(error)
     for name, text in (environ or {}).items():

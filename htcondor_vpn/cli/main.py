@@ -27,8 +27,13 @@ NOUNS = {
 
 
 class _Parser(argparse.ArgumentParser):
+    #: Set in the parser of the whole command, which finds unknown options: the noun whose help has the options.
+    noun = ""
+
     def error(self, message: str) -> None:  # type: ignore[override]
-        raise UsageError(f"{self.prog}: {message}", f"see `{self.prog} --help`")
+        prog = f"{self.prog} {self.noun}".rstrip()
+        verb = prog.partition(" ")[2]
+        raise UsageError(f"{verb}: {message}" if verb else message, f"see `{prog} --help`")
 
 
 def parser_for(noun: str | None) -> argparse.ArgumentParser:
@@ -41,6 +46,7 @@ def parser_for(noun: str | None) -> argparse.ArgumentParser:
             continue  # a bundle has what a node needs only
         sub = nouns.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         if name == noun:
+            parser.noun = name
             module = importlib.import_module(f"htcondor_vpn.cli.{file}")
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)

@@ -205,7 +205,8 @@ class GatewayConnections:
         if answer.status in (401, 407):
             raise TokenRefused(
                 f"the gateway {self.name} refuses our token",
-                "make one on the gateway (htcondor-vpn gateway token add NAME) and put it into HTCONDOR_VPN_TOKEN_FILE",
+                "it is unknown there, revoked or expired: make one on the gateway "
+                "(htcondor-vpn gateway token add NAME) and put it into HTCONDOR_VPN_TOKEN_FILE",
             )
         return answer
 

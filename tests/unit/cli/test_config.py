@@ -45,6 +45,14 @@ def test_check_names_every_problem(tmp_path: Path, capsys: pytest.CaptureFixture
     assert second.startswith(f"error: {tmp_path}/a:3: HTCONDOR_VPN_GATEWAY is not a knob: did you mean")
 
 
+def test_check_goes_on_behind_a_line_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a").write_text("HTCONDOR_VPN_TOKEN_FILE pilot.token\nHTCONDOR_VPN_JOB_UP_MBPS = fast\n")
+    assert main(["config", "check", str(tmp_path / "a")]) == 66
+    first, second = capsys.readouterr().err.splitlines()
+    assert "write NAME = value" in first
+    assert second.startswith(f"error: {tmp_path}/a:2: HTCONDOR_VPN_JOB_UP_MBPS = fast: ")
+
+
 def test_check_of_an_unreadable_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a").write_text("HTCONDOR_VPN_PROBE_INTERVAL = x\n")
     assert main(["config", "check", str(tmp_path / "a"), str(tmp_path / "missing")]) == 66
