@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.processes import command_of, family, pss_bytes, tree
+from benchmarks.processes import anonymous_bytes, command_of, family, pss_bytes, tree
 from htcondor_vpn.addresses import JOB_LINK, SHAPER_NAMES
 from htcondor_vpn.jobnet.counting.rules import TABLE
 from htcondor_vpn.linux.programs import find_program, run_program
@@ -58,8 +58,11 @@ def soak(report: Report, jobs: int, seed: int) -> None:
         ended = count - told["killed"]
         report.add("times that a job's bytes were told", told["told"] >= ended, told["told"], "", f">= {ended}")
         for name in first:
-            grown_mb = (last[name].pss_bytes - first[name].pss_bytes) / 1e6
-            report.add(f"growth of {name} (PSS)", grown_mb < _MOST_GROWN_MB, grown_mb, "MB", f"< {_MOST_GROWN_MB:g} MB")
+            pss_mb = (last[name].pss_bytes - first[name].pss_bytes) / 1e6
+            report.add(f"growth of {name} (PSS)", True, pss_mb, "MB", MEASURED)
+            grown_mb = (last[name].anonymous_bytes - first[name].anonymous_bytes) / 1e6
+            wanted = f"< {_MOST_GROWN_MB:g} MB"
+            report.add(f"growth of {name} (PSS without files)", grown_mb < _MOST_GROWN_MB, grown_mb, "MB", wanted)
             grown, most = last[name].descriptors - first[name].descriptors, _STANDING_BY if name == "engine" else 0
             report.add(f"growth of {name}, descriptors", grown <= most, grown, "", f"<= {most}")
         for what, there in pilot.left().items():
@@ -74,6 +77,7 @@ class _Held:
 
     def __init__(self, pids: list[int]) -> None:
         self.pss_bytes = sum(map(pss_bytes, pids))
+        self.anonymous_bytes = sum(map(anonymous_bytes, pids))
         self.descriptors = sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in pids)
 
 
@@ -156,5 +160,8 @@ def _processes() -> list[str]:
 
 
 def _say(report: Report, jobs: int, held: Mapping[str, _Held]) -> None:
-    text = ", ".join(f"{name} {each.pss_bytes / 1e6:.1f} MB and {each.descriptors}" for name, each in held.items())
-    report.add(f"after {jobs} jobs, memory (PSS) and descriptors", True, text, "", MEASURED)
+    text = ", ".join(
+        f"{name} {each.pss_bytes / 1e6:.1f} ({each.anonymous_bytes / 1e6:.1f}) MB and {each.descriptors}"
+        for name, each in held.items()
+    )
+    report.add(f"after {jobs} jobs, PSS (without files) and descriptors", True, text, "", MEASURED)

@@ -50,5 +50,14 @@ def cpu_seconds(pid: int) -> float:
 
 def pss_bytes(pid: int) -> int:
     """The memory of a process, what it shares counted in part (proc(5), Pss)."""
+    return _rolled_up(pid, "Pss:")
+
+
+def anonymous_bytes(pid: int) -> int:
+    """The same without files: programs and libraries, of which a part is its own as soon as others end who use them."""
+    return _rolled_up(pid, "Pss_Anon:")
+
+
+def _rolled_up(pid: int, name: str) -> int:
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
