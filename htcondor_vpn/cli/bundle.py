@@ -8,7 +8,7 @@ from pathlib import Path
 from htcondor_vpn.bundle.build import build, sign
 from htcondor_vpn.bundle.contents import HELPERS
 from htcondor_vpn.cli.output import say
-from htcondor_vpn.errors import UsageError
+from htcondor_vpn.errors import UsageError, VpnError
 
 _DEFAULT = "nft,iptables"
 
@@ -28,8 +28,18 @@ def run(args: argparse.Namespace) -> int:
     if unknown := set(helpers) - set(HELPERS):
         raise UsageError(f"{', '.join(sorted(unknown))}: no such helper", f"choose from {', '.join(HELPERS)}, or none")
     made = build(args.output, helpers, args.with_python)
+    signature = _signed(args.output, args.sign) if args.sign else None
     say(f"{args.output}: {made.size_bytes / 1e6:.1f} MB, {made.contents}")
     say(f"sha256 of what is packed: {made.digest}")
-    if args.sign:
-        say(f"signed: {sign(args.output, args.sign)}")
+    if signature is not None:
+        say(f"signed: {signature}")
     return 0
+
+
+def _signed(bundle: Path, key: Path) -> Path:
+    """Signs the bundle, or removes it: nobody shall ship one unsigned that was to be signed. Raises `VpnError`."""
+    try:
+        return sign(bundle, key)
+    except VpnError:
+        bundle.unlink(missing_ok=True)
+        raise
