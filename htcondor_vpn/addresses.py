@@ -57,6 +57,15 @@ OCSERV_V6 = IPv6Network("fd68:7463:6f6e:3::/64")
 JOB_LINK = "htvj"
 INSIDE_JOB = "eth0"
 
+#: The link between an execution point's host and the tunnel of one account there: the host's end, and the tunnel's.
+#: Its ends have these addresses (/31, /127), and what comes in by it is from the tunnel's jobs, which have the numbers
+#: from FIRST_TUNNELLED on, or from the host itself.
+TUNNEL_LINK, POINT_LINK = "htvtun", "htvpoint"
+TUNNEL_LINK_V4 = IPv4Address("198.18.0.2"), IPv4Address("198.18.0.3")
+TUNNEL_LINK_V6 = IPv6Address("fd68:7463:6f6e::2"), IPv6Address("fd68:7463:6f6e::3")
+FIRST_TUNNELLED = MAX_JOBS // 2
+TUNNELLED_V4, TUNNELLED_V6 = IPv4Network("198.19.128.0/17"), IPv6Network("fd68:7463:6f6e:1::8000/113")
+
 #: The links (ifb) through which all jobs' traffic passes to be shaped: what they send, and what they receive.
 SHAPER_NAMES = ("htvup", "htvdown")
 
@@ -64,6 +73,7 @@ SHAPER_NAMES = ("htvup", "htvdown")
 #: it is made, and whose link it is by its index.
 FIRST_INDEX = 1 << 16
 SHAPER_INDICES = (FIRST_INDEX - 2, FIRST_INDEX - 1)
+TUNNEL_LINK_INDEX, POINT_LINK_INDEX = FIRST_INDEX - 3, FIRST_INDEX - 4
 
 
 #: Locally administered, as those of virtual links are.

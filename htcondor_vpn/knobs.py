@@ -191,6 +191,9 @@ KNOBS: tuple[Knob, ...] = (
           (RFC 1918, RFC 6598, RFC 4193). The host itself, loopback and link-local destinations are always refused."""),
     _knob("EXECUTION_POINT_DENY", "list of NETWORK [port N[-M]]", "", "", denied_destinations,
           "Execution points with root: destinations that no job may reach, separated by commas."),
+    _knob("EXECUTION_POINT_TUNNEL", "path", "", "", is_a.path,
+          """Execution points with root: the run folder of a `htcondor-vpn run` on this host. Jobs go through its tunnel
+          unless their policy says `network = host`, or `none`."""),
     _knob("GATEWAY_KIND", "word", "", "stream", is_a.choice("stream", "wireguard", "ocserv"),
           """Gateway: what `htcondor-vpn gateway` runs: `stream`, a gateway of ours for the engine `stream`;
           `wireguard`, a WireGuard server for the engine of that name, and for every other client of WireGuard;

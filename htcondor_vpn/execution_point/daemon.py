@@ -22,10 +22,12 @@ from htcondor_vpn.condor.programs import write_programs
 from htcondor_vpn.errors import AccountUnusable, RunFolderError
 from htcondor_vpn.execution_point.host_network import HostNetwork
 from htcondor_vpn.execution_point.place import ExecutionPoint
+from htcondor_vpn.execution_point.tunnel import LOOK_SECONDS, Tunnel, take_back
 from htcondor_vpn.gateway.service_manager import notify
 from htcondor_vpn.jobnet import hook, wrapper
 from htcondor_vpn.jobnet.broker import Broker
 from htcondor_vpn.jobnet.policy.policy import make_policy, read_policy
+from htcondor_vpn.linux.programs import find_program
 from htcondor_vpn.settings import Settings
 
 _PROGRAMS = {
@@ -47,14 +49,17 @@ def run(settings: Settings, again: Sequence[str], announce: Callable[[str], None
     policy = make_policy(read_policy(settings), settings)
     lock = _take(folder)
     network = HostNetwork(settings, folder)
+    nft = find_program("nft", "nftables")
+    tunnel = Tunnel(settings.execution_point_tunnel, nft) if settings.execution_point_tunnel else None
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     memory = os.open(folder / _DECISIONS, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     policy.open()
-    broker = asyncio.run(_serve(ours, again, announce, network, lambda: Broker(
-        theirs, settings, folder, ExecutionPoint(network), policy, memory, public=True
+    broker = asyncio.run(_serve(ours, again, announce, network, tunnel, lambda: Broker(
+        theirs, settings, folder, ExecutionPoint(network, tunnel), policy, memory, public=True
     )))  # fmt: skip
     notify("STOPPING=1")
     broker.networks.end_all()
+    take_back(nft)  # also what one before us had, with other settings
     network.close()
     shutil.rmtree(folder, ignore_errors=True)
     os.close(lock)
@@ -65,6 +70,7 @@ async def _serve(
     again: Sequence[str],
     announce: Callable[[str], None],
     network: HostNetwork,
+    tunnel: Tunnel | None,
     make: Callable[[], Broker],
 ) -> Broker:
     """Serves until it is told to end; returns the broker."""
@@ -91,9 +97,22 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
     network.open()
+    if tunnel is not None:
+        tunnel.open()
+    keeping = asyncio.ensure_future(_keep(tunnel))
     loop.add_reader(ours, hear)
-    await broker.run()
+    try:
+        await broker.run()
+    finally:
+        keeping.cancel()
     return broker
+
+
+async def _keep(tunnel: Tunnel | None) -> None:
+    """Follows the tunnel's account, whose `htcondor-vpn run` may be started again while jobs run."""
+    while tunnel is not None:
+        tunnel.attach()
+        await asyncio.sleep(LOOK_SECONDS)
 
 
 def _take(folder: Path) -> int:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
-from htcondor_vpn.addresses import JOB_LINK, JOB_LINKS_V4, JOB_LINKS_V6
+from htcondor_vpn.addresses import JOB_LINK, JOB_LINKS_V4, JOB_LINKS_V6, TUNNEL_LINK
 from htcondor_vpn.errors import NamespacesUnavailable
 from htcondor_vpn.gateway.kernel_nat import Pilots, own_name_servers, rules
 from htcondor_vpn.linux.programs import ProgramFailed, find_program, run_program
@@ -47,7 +47,9 @@ class HostNetwork:
         """Has the kernel forward what jobs send; raises `NamespacesUnavailable`."""
         before = self._saved() or {name: path.read_text().strip() for name, path in _sysctls()}
         only_jobs = before.get(_FORWARDING[0]) == "0"  # a host that was no router does not become one
-        jobs = replace(_JOBS, name_servers=own_name_servers(self._resolv_conf), only_these=only_jobs)
+        tunnel = TUNNEL_LINK if self._settings.execution_point_tunnel else ""
+        servers = own_name_servers(self._resolv_conf)
+        jobs = replace(_JOBS, name_servers=servers, only_these=only_jobs, tunnel=tunnel)
         text = rules(jobs, self._settings.execution_point_allow, self._settings.execution_point_deny)
         try:
             self._before.write_text(json.dumps(before))

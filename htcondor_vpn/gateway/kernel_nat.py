@@ -38,7 +38,7 @@ class Pilots:
 
     They may ask `name_servers`, and this host at the addresses of its `resolver`. With `check_sources` what comes from
     an address that is not behind its link is dropped (nft_fib), and neighbours are answered; with `only_these` nothing
-    else is forwarded.
+    else is forwarded. What leaves by the link `tunnel` is judged by who carries it on, and keeps its source.
     """
 
     kind: str
@@ -48,6 +48,7 @@ class Pilots:
     resolver: Sequence[Address] = ()
     check_sources: bool = False
     only_these: bool = False
+    tunnel: str = ""
 
     @property
     def table(self) -> str:
@@ -143,7 +144,7 @@ def rules(pilots: Pilots, allow: Sequence[Network], deny: Sequence[DeniedDestina
     return environment.get_template("kernel-nat.nft").render(
         table=pilots.table, device=pilots.device, networks=pilots.networks,
         name_servers=pilots.name_servers, resolver=pilots.resolver, check_sources=pilots.check_sources,
-        only_these=pilots.only_these,
+        only_these=pilots.only_these, tunnel=pilots.tunnel,
         never=[network for network, _ in NEVER], denied_ports=[each for each in deny if each.ports is not None],
         decided=decided, private=[*PRIVATE, *_EMBEDDING],
         family=lambda address: "ip" if address.version == 4 else "ip6",

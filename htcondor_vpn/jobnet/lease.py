@@ -75,7 +75,7 @@ class Leases:
         self.without_lease: set[int] = set()
         #: Numbers whose links are about to be made.
         self.reserved: set[int] = set()
-        self._next = 0
+        self._next: dict[range, int] = {}
 
     def __len__(self) -> int:
         return len(self._by_number)
@@ -83,12 +83,13 @@ class Leases:
     def __iter__(self) -> Iterator[Lease]:
         return iter(list(self._by_number.values()))
 
-    def free_number(self) -> int:
+    def free_number(self, among: range = range(MAX_JOBS)) -> int:
         """Returns a number that is not in use, the one longest unused first; raises IndexError when there is none."""
-        for step in range(MAX_JOBS):
-            number = (self._next + step) % MAX_JOBS
+        first = self._next.get(among, 0)
+        for step in range(len(among)):
+            number = among[(first + step) % len(among)]
             if not any(number in taken for taken in (self._by_number, self.without_lease, self.reserved)):
-                self._next = (number + 1) % MAX_JOBS
+                self._next[among] = first + step + 1
                 return number
         raise IndexError("all job networks are in use")
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from htcondor_vpn.addresses import MAX_JOBS
 from htcondor_vpn.jobnet import admission
 from htcondor_vpn.jobnet.policy.decision import NONE, TUNNEL, Decision
 from htcondor_vpn.jobnet.policy.refusal import Refusal, SubCode
@@ -47,8 +48,11 @@ class Place(Protocol):
     def reach(self, decision: Decision) -> tuple[Collection[str], Sequence[Network]]:
         """The families ("ipv4", "ipv6") and the networks besides that a job has a route for."""
 
-    def name_servers(self) -> Sequence[Address]:
-        """Those on the loopback here that jobs are to find on theirs."""
+    def numbers(self, decision: Decision) -> range:
+        """Which of the numbers of job networks such a job may have."""
+
+    def name_servers(self, number: int) -> Sequence[tuple[Address, Address]]:
+        """Those on the loopback here that job network `number` is to find on its own, and who is asked for each."""
 
 
 class PilotPlace:
@@ -87,5 +91,8 @@ class PilotPlace:
             return (), ()
         return self.families, led_beside(self._settings.routes, self.families)
 
-    def name_servers(self) -> Sequence[Address]:
+    def numbers(self, decision: Decision) -> range:
+        return range(MAX_JOBS)
+
+    def name_servers(self, number: int) -> Sequence[tuple[Address, Address]]:
         return ()

@@ -134,7 +134,7 @@ class JobNetworks:
                 raise NotAllowed("this network namespace has its network already")
             job, decision = await self._decisions.at_start(peer.parent_pid, message.text)
             families, besides = self._place.reach(decision)
-            number = self._leases.free_number()
+            number = self._leases.free_number(self._place.numbers(decision))
             lease = make_lease(self._place, number, namespace, connection, peer, message)
             namespace = -1
             self._leases.reserved.add(number)
@@ -231,8 +231,8 @@ class JobNetworks:
     def _relay_names(self, lease: Lease) -> None:
         if lease.decision.through == NONE:
             return
-        for server in map(str, self._place.name_servers()):
-            lease.names.append(NameRelay(*self._wiring.name_sockets_inside(lease.namespace, server), server))
+        for local, asked in self._place.name_servers(lease.number):
+            lease.names.append(NameRelay(*self._wiring.name_sockets_inside(lease.namespace, str(local)), str(asked)))
 
     def _put_into_force(self, lease: Lease, connection: Connection) -> None:
         lease.connection = connection

@@ -8,12 +8,14 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import struct
 from collections.abc import Container, Iterator
 from contextlib import suppress
 
 _NS_GET_USERNS = 0xB701
 _NS_GET_PARENT = 0xB702
 _NS_GET_NSTYPE = 0xB703
+_NS_GET_OWNER_UID = 0xB704
 _DEEPEST = 33  # the kernel nests user namespaces 32 deep
 _PASSES = 50  # a process that forks faster than it is found is found in a later pass
 
@@ -34,6 +36,11 @@ def kind(descriptor: int) -> int:
 def owner(namespace: int) -> int:
     """Opens the user namespace that owns the network (mount, …) namespace of a descriptor; raises OSError."""
     return fcntl.ioctl(namespace, _NS_GET_USERNS)
+
+
+def owner_uid(user_namespace: int) -> int:
+    """The account that made the user namespace of a descriptor; raises OSError."""
+    return int(struct.unpack("=I", fcntl.ioctl(user_namespace, _NS_GET_OWNER_UID, bytes(4)))[0])
 
 
 def parent(user_namespace: int) -> int:

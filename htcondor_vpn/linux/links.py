@@ -180,21 +180,21 @@ def add_address(index: int, address: Address, prefix_length: int) -> Request:
     return Request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, body, f"add address {address} to link {index}")
 
 
-def _route(destination: Network, kind: int, rest: bytes, what: str) -> Request:
+def _route(destination: Network, kind: int, rest: bytes, what: str, table: int = _RT_TABLE_MAIN) -> Request:
     family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
     header = struct.pack(
         "=BBBBBBBBI",
-        family, destination.prefixlen, 0, 0, _RT_TABLE_MAIN, _RTPROT_STATIC,
+        family, destination.prefixlen, 0, 0, table, _RTPROT_STATIC,
         _RT_SCOPE_HOST if kind == _RTN_LOCAL else _RT_SCOPE_UNIVERSE, kind, 0,
     )  # fmt: skip
     target = attribute(_RTA_DST, destination.network_address.packed) if destination.prefixlen else b""
     return Request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, header + target + rest, what)
 
 
-def add_route(destination: Network, gateway: Address, index: int) -> Request:
-    """Routes `destination` through `gateway`, which is a neighbour on link `index`."""
+def add_route(destination: Network, gateway: Address, index: int, table: int = _RT_TABLE_MAIN) -> Request:
+    """Routes `destination` through `gateway`, which is a neighbour on link `index`; in the `table` of that number."""
     rest = attribute(_RTA_GATEWAY, gateway.packed) + attribute_u32(_RTA_OIF, index)
-    return _route(destination, _RTN_UNICAST, rest, f"add the route to {destination} by {gateway}")
+    return _route(destination, _RTN_UNICAST, rest, f"add the route to {destination} by {gateway}", table)
 
 
 def add_link_route(destination: Network, index: int) -> Request:

@@ -71,7 +71,17 @@ class State:
     @classmethod
     def read(cls, run_dir: Path) -> State:
         """Reads a run folder's state.json as it stands. Raises OSError, and ValueError for a file that is damaged."""
-        fields = advertiser.read_state(os.fspath(run_dir))
+        return cls._of(advertiser.read_state(os.fspath(run_dir)))
+
+    @classmethod
+    def of(cls, data: bytes) -> State:
+        """Returns what a state.json says; raises ValueError for one that is damaged, or too long."""
+        if len(data) > advertiser.MAX_STATE_BYTES:
+            raise ValueError("it is too long")
+        return cls._of(advertiser.parse_state(data.decode("utf-8")))
+
+    @classmethod
+    def _of(cls, fields: advertiser.Fields) -> State:
         del fields["version"]
         lists = {name: tuple(fields[name]) for name in ("families", "gateways", "routes")}
         return cls(**{**fields, **lists})

@@ -145,13 +145,13 @@ def test_a_job_reaches_neither_the_host_nor_what_is_forbidden(point, site):
     http = plan.WORLD["http"]
     forbidden = [f"{plan.DMZ_OUTSIDE.v4}@22", f"{plan.DMZ_INSIDE.v4}@22", f"{plan.DMZ_OUTSIDE.v6}@22",
                  f"{plan.NODE.v4}@22", f"{METADATA}@80", f"{plan.WORLD['iperf'].v4}@80", "198.19.0.0@22"]  # fmt: skip
-    with _listening(site.dmz, 22), _listening(site.node, 22):
+    with Listening(site.dmz, 22), Listening(site.node, 22):
         told = point.run_job(sys.executable, "-c", REACH, f"{http.v4}@80", f"{http.v6}@80", *forbidden)
     reached = [line.split()[0] for line in told["out"].splitlines() if line.endswith("reached")]
     assert reached == [f"{http.v4}@80", f"{http.v6}@80"], told["out"]
 
 
-class _listening:
+class Listening:
     """A TCP port of a host, at all its addresses."""
 
     def __init__(self, host, port):

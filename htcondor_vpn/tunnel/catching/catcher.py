@@ -23,6 +23,7 @@ from htcondor_vpn.addresses import (
     OWN_V6,
     PILOT_V4,
     PILOT_V6,
+    POINT_LINK,
     POLICY_MARK,
     TPROXY_MARK,
     TPROXY_PORT,
@@ -67,15 +68,19 @@ table inet htcondor_vpn {{
         meta l4proto tcp meta mark set {TPROXY_MARK} tproxy to :{TPROXY_PORT} accept
         @datagrams@
     }}
+    chain jobs {{
+        ip daddr {PILOT_V4} meta l4proto {{ tcp, udp }} th dport {_DNS_PORT} accept
+        ip6 daddr {PILOT_V6} meta l4proto {{ tcp, udp }} th dport {_DNS_PORT} accept
+        icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+    }}
     chain guard {{
         type filter hook input priority filter; policy drop;
         meta mark {TPROXY_MARK} accept
         @refusals@
         iifname "lo" ip daddr {{ 127.0.0.0/8, {INNER_V4} }} accept
         iifname "lo" ip6 daddr {{ ::1, fe80::/10, {INNER_V6} }} accept
-        iifname "{JOB_LINK}*" ip daddr {PILOT_V4} meta l4proto {{ tcp, udp }} th dport {_DNS_PORT} accept
-        iifname "{JOB_LINK}*" ip6 daddr {PILOT_V6} meta l4proto {{ tcp, udp }} th dport {_DNS_PORT} accept
-        iifname "{JOB_LINK}*" icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+        iifname "{JOB_LINK}*" jump jobs
+        iifname "{POINT_LINK}" jump jobs
         ip6 daddr ff00::/8 drop
         meta l4proto tcp reject with tcp reset
         reject with icmpx type admin-prohibited

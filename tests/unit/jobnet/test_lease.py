@@ -22,6 +22,15 @@ def test_numbers_are_used_again_as_late_as_possible() -> None:
     assert leases.free_number() == 4
 
 
+def test_numbers_of_two_kinds_of_jobs_do_not_touch() -> None:
+    leases, low, high = Leases(), range(2), range(2, 4)
+    assert [leases.free_number(low), leases.free_number(high), leases.free_number(low)] == [0, 2, 1]
+    leases.reserved |= {0, 1, 2}
+    assert leases.free_number(high) == 3
+    with pytest.raises(IndexError):
+        leases.free_number(low)
+
+
 def test_number_comes_back_when_its_links_are_gone() -> None:
     leases = Leases()
     leases.without_lease = set(range(MAX_JOBS))
