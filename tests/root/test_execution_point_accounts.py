@@ -22,7 +22,7 @@ ACCOUNTS = (60001, 60002)
 APART = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
 
-def _obstacle() -> str:
+def obstacle() -> str:
     """Returns why these tests cannot run here, or nothing."""
     all_accounts = Path("/proc/self/uid_map").read_text().split() == ["0", "0", str(2**32 - 1)]
     if os.geteuid() != 0 or not all_accounts:
@@ -126,8 +126,8 @@ print(json.dumps(told))
 
 @pytest.fixture(scope="module")
 def told():
-    if obstacle := _obstacle():
-        pytest.skip(obstacle)
+    if why := obstacle():
+        pytest.skip(why)
     trial = [TRIAL, str(CHECKOUT), json.dumps(ACCOUNTS)]
     done = subprocess.run(
         [*APART, "sh", "-euc", HOST, "host", sys.executable, STARTER, *trial], capture_output=True, text=True,
