@@ -191,6 +191,9 @@ KNOBS: tuple[Knob, ...] = (
           (RFC 1918, RFC 6598, RFC 4193). The host itself, loopback and link-local destinations are always refused."""),
     _knob("EXECUTION_POINT_DENY", "list of NETWORK [port N[-M]]", "", "", denied_destinations,
           "Execution points with root: destinations that no job may reach, separated by commas."),
+    _knob("EXECUTION_POINT_JOB_CONNECTIONS", "whole number", "", "4096", is_a.integer(0, 1_000_000),
+          """Execution points with root: how many connections by each version of IP a job may have at a time in the
+          host's memory of them (nf_conntrack), which all jobs and the host share; it is refused more. 0 is any."""),
     _knob("EXECUTION_POINT_TUNNEL", "path", "", "", is_a.path,
           """Execution points with root: the run folder of a `htcondor-vpn run` on this host. Jobs go through its tunnel
           unless their policy says `network = host`, or `none`."""),

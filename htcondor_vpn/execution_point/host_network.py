@@ -50,10 +50,9 @@ class HostNetwork:
         tunnel = TUNNEL_LINK if self._settings.execution_point_tunnel else ""
         servers = own_name_servers(self._resolv_conf)
         jobs = replace(_JOBS, name_servers=servers, only_these=only_jobs, tunnel=tunnel)
-        text = rules(jobs, self._settings.execution_point_allow, self._settings.execution_point_deny)
         try:
             self._before.write_text(json.dumps(before))
-            run_program([self._nft, "-f", "-"], stdin=_removal() + text)
+            self._set_rules(jobs)
             for name, path in _sysctls():
                 wanted = "1" if name in _FORWARDING else "2"  # a router's links learn routes only when told twice
                 if name in _FORWARDING or path.read_text().strip() == "1":
@@ -62,6 +61,21 @@ class HostNetwork:
             said = error.stderr.strip().partition("\n")[0] if isinstance(error, ProgramFailed) else str(error)
             cause = f"this host cannot be made to forward for jobs: {said}"
             raise NamespacesUnavailable(cause, "run it as root") from error
+
+    def _set_rules(self, jobs: Pilots) -> None:
+        """Replaces the rules in one step; raises `ProgramFailed`."""
+        allow, deny = self._settings.execution_point_allow, self._settings.execution_point_deny
+        most = self._settings.execution_point_job_connections
+        if most:
+            text = rules(replace(jobs, most_connections=most), allow, deny)
+            try:
+                run_program([self._nft, "-f", "-"], stdin=_removal() + text)
+            except ProgramFailed as error:
+                said = error.stderr.strip().partition("\n")[0]
+                log.warning("jobs' connections are not limited: does the kernel lack nft_connlimit? %s", said)
+            else:
+                return
+        run_program([self._nft, "-f", "-"], stdin=_removal() + rules(jobs, allow, deny))
 
     def close(self) -> None:
         """Takes everything back; raises `ProgramFailed` and OSError. May be repeated."""

@@ -39,6 +39,8 @@ class Pilots:
     They may ask `name_servers`, and this host at the addresses of its `resolver`. With `check_sources` what comes from
     an address that is not behind its link is dropped (nft_fib), and neighbours are answered; with `only_these` nothing
     else is forwarded. What leaves by the link `tunnel` is judged by who carries it on, and keeps its source.
+    Each address may have `most_connections` at a time (nft_connlimit), 0 for any number: all share this host's memory
+    of connections.
     """
 
     kind: str
@@ -49,6 +51,7 @@ class Pilots:
     check_sources: bool = False
     only_these: bool = False
     tunnel: str = ""
+    most_connections: int = 0
 
     @property
     def table(self) -> str:
@@ -144,7 +147,7 @@ def rules(pilots: Pilots, allow: Sequence[Network], deny: Sequence[DeniedDestina
     return environment.get_template("kernel-nat.nft").render(
         table=pilots.table, device=pilots.device, networks=pilots.networks,
         name_servers=pilots.name_servers, resolver=pilots.resolver, check_sources=pilots.check_sources,
-        only_these=pilots.only_these, tunnel=pilots.tunnel,
+        only_these=pilots.only_these, tunnel=pilots.tunnel, most_connections=pilots.most_connections,
         never=[network for network, _ in NEVER], denied_ports=[each for each in deny if each.ports is not None],
         decided=decided, private=[*PRIVATE, *_EMBEDDING],
         family=lambda address: "ip" if address.version == 4 else "ip6",

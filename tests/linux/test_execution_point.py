@@ -151,6 +151,35 @@ def test_a_job_reaches_neither_the_host_nor_what_is_forbidden(point, site):
     assert reached == [f"{http.v4}@80", f"{http.v6}@80"], told["out"]
 
 
+HOLD = """
+import socket, sys
+held = []
+for _ in range(int(sys.argv[2])):
+    try:
+        held.append(socket.create_connection((sys.argv[1], 80), timeout=5))
+    except OSError as error:
+        last = error
+print(len(held), last)
+"""
+
+
+def test_a_job_cannot_use_up_the_hosts_memory_of_connections(connected_site, tmp_path, point):
+    """One that tries is refused, by both versions of IP, and another one that runs beside it is not."""
+    point.end()
+    point.config.write_text("HTCONDOR_VPN_EXECUTION_POINT_JOB_CONNECTIONS = 30\n")
+    point.start()
+    holding = f"{sys.executable} -c '{HOLD}' {{}} 40; touch done; read x <go"
+    process, scratch = point.start_job("/bin/sh", "-c", holding.format(plan.WORLD["http"].v4))
+    os.mkfifo(scratch / "go")
+    wait_until((scratch / "done").exists)
+    assert point.run_job("/bin/sh", "-c", fetch())["out"] == "100000"
+    (scratch / "go").write_text("go\n")
+    said = json.loads(process.communicate(timeout=60)[0])["out"]
+    assert said == "30 [Errno 111] Connection refused\n", said + point.log.read_text()
+    by_v6 = point.run_job(sys.executable, "-c", HOLD, str(plan.WORLD["http"].v6), "40")["out"]
+    assert by_v6 == "30 [Errno 111] Connection refused\n"
+
+
 class Listening:
     """A TCP port of a host, at all its addresses."""
 
