@@ -15,6 +15,7 @@ from typing import TextIO
 
 from benchmarks import (
     connects,
+    glidein,
     job_counting,
     job_network,
     job_policy,
@@ -43,6 +44,7 @@ PARTS: dict[str, Callable[[Report, int, int], None]] = {
     "connects": connects.measure,
     "many-pilots": many_pilots.measure,
     "wireguard-gateway": wireguard.measure,
+    "glidein": glidein.measure,
 }
 RESULTS = Path(__file__).parent / "results"
 
