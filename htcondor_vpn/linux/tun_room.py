@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import socket
 from collections.abc import Callable
 from contextlib import suppress
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from signal import SIGKILL
 from typing import Any
 
 from htcondor_vpn.errors import VpnError
@@ -57,6 +57,7 @@ def fork_room(as_root: bool = False, on_host: bool = False) -> tuple[int, Channe
         theirs.close()
         return pid, ours
     with suppress(BaseException):  # whatever it is: a forked child must not go on in its parent's code
+        signal.set_wakeup_fd(-1)  # which is the loop's of the parent, and will be closed
         close_all_but({0, 1, 2, theirs.fileno()})
         _serve(theirs, _enter_host if on_host else functools.partial(_enter_new, 0 if as_root else None))
     os._exit(0)
@@ -64,13 +65,13 @@ def fork_room(as_root: bool = False, on_host: bool = False) -> tuple[int, Channe
 
 def _enter_host() -> None:
     unshare(CLONE_NEWNS)
-    die_with_parent(SIGKILL)
+    die_with_parent(signal.SIGKILL)
     keep_mounts_to_ourselves()
 
 
 def _enter_new(inside_id: int | None) -> None:
     new_user_namespace(CLONE_NEWNET | CLONE_NEWNS, inside_uid=inside_id, inside_gid=inside_id)
-    die_with_parent(SIGKILL)  # the new capabilities have reset it
+    die_with_parent(signal.SIGKILL)  # the new capabilities have reset it
     keep_mounts_to_ourselves()
     _make_quiet()
     _try_smaller_segments()

@@ -63,3 +63,29 @@ def test_sockets_are_cheap(seen):
 def test_nothing_outlives_who_made_it(seen):
     assert len(seen["alive"]) == 3  # it, and the processes of two namespaces
     assert seen["left"] == set()
+
+
+_SIGNALLED = """
+import asyncio, os, signal, socket
+from htcondor_vpn.tunnel.carriers.tun_namespace import TunNamespace
+
+async def main():
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: None)
+    room = await TunNamespace.make()
+    os.kill(room._pid, signal.SIGTERM)
+    (await room.open(socket.AF_INET, socket.SOCK_DGRAM)).close()
+    room.close()
+    print("done", flush=True)
+
+asyncio.run(main())
+"""
+
+
+def test_a_signal_to_all_of_us_is_none_to_its_process(site, tmp_path):
+    """As timeout(1) sends it. The process ends with its maker, who has to tidy up before."""
+    log = tmp_path / "log"
+    log.touch()
+    process = site.node.start([sys.executable, "-W", "error", "-c", _SIGNALLED], log=log)
+    wait_for_log(log, b"^done$", process)
+    assert process.wait(20) == 0
+    assert log.read_text() == "done\n"
