@@ -74,6 +74,13 @@ class RunFolderError(VpnError):
 
     exit_code = 74  # EX_IOERR
 
+    @classmethod
+    def of(cls, what: str, error: OSError, instead: str) -> RunFolderError:
+        """`what` cannot be written; `instead` is what sets another place."""
+        denied = isinstance(error, PermissionError)
+        remedy = "let this account write there" if denied else "free some space there"
+        return cls(f"{what} cannot be written: {error.strerror}", f"{remedy}, or set {instead} to another place")
+
 
 class GatewayUntrusted(VpnError):
     """The gateway's certificate is not the one we were told to trust. No credential has been sent."""

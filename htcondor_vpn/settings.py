@@ -99,10 +99,10 @@ def _value(macros: Macros, name: str) -> tuple[str, Any]:
     origin = macros.table[name].origin
     knob = BY_NAME.get(name)
     if knob is None:
-        near = get_close_matches(name, BY_NAME, 1)
+        near = get_close_matches(name.removeprefix(PREFIX), [known.removeprefix(PREFIX) for known in BY_NAME], 1)
         raise ConfigError(
             f"{origin}: {printable(name)} is not a knob",
-            f"did you mean {near[0]}?" if near else "`htcondor-vpn config docs` lists them",
+            f"did you mean {PREFIX}{near[0]}?" if near else "`htcondor-vpn config docs` lists them",
         )
     text = macros.value(name).strip()
     try:

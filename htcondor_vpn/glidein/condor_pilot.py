@@ -189,7 +189,4 @@ def _unique_name(environment: Mapping[str, str]) -> str:
 
 
 def _unwritable(folder: str, error: OSError) -> RunFolderError:
-    return RunFolderError(
-        f"the pilot's folder {folder} cannot be written: {error.strerror}",
-        "free some space there, or set TMPDIR to a place that can be written",
-    )
+    return RunFolderError.of(f"the pilot's folder {folder}", error, "TMPDIR")

@@ -138,7 +138,4 @@ def _temporary_folder() -> Path:
 
 
 def _unusable(path: Path, error: OSError) -> RunFolderError:
-    return RunFolderError(
-        f"the run folder {path} cannot be written: {error.strerror}",
-        "free some space there, or set HTCONDOR_VPN_RUN_DIR (or TMPDIR) to a place that can be written",
-    )
+    return RunFolderError.of(f"the run folder {path}", error, "HTCONDOR_VPN_RUN_DIR (or TMPDIR)")

@@ -63,10 +63,7 @@ class State:
             finally:
                 fresh.unlink(missing_ok=True)
         except OSError as error:
-            raise RunFolderError(
-                f"{run_dir / advertiser.STATE_FILE} cannot be written: {error.strerror}",
-                "free some space there, or set HTCONDOR_VPN_RUN_DIR",
-            ) from error
+            raise RunFolderError.of(f"{run_dir / advertiser.STATE_FILE}", error, "HTCONDOR_VPN_RUN_DIR") from error
 
     @classmethod
     def read(cls, run_dir: Path) -> State:

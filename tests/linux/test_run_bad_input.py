@@ -59,6 +59,12 @@ def test_wrong_token(refused, tmp_path):
     assert "refuses our token" in refused(77, "--token-file", str(token))
 
 
+def test_a_token_that_we_may_not_read(refused, tmp_path):
+    token = tmp_path / "token"
+    token.touch(mode=0)
+    assert f"chmod 600 {token}" in refused(79, "--token-file", str(token))
+
+
 def test_revoked_token(gateway, refused, tmp_path):
     token = tmp_path / "token"
     gateway.token("add", "gone", "-o", str(token))
@@ -208,6 +214,12 @@ def _user_namespaces_limit(site, value):
         said = pipe.read()
     assert said
     return said
+
+
+def test_a_run_folder_that_we_may_not_write_to(refused, tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o500)
+    line = refused(74, "--run-dir", str(tmp_path / "closed" / "run"))
+    assert "let this account write there" in line
 
 
 def test_full_disk(site, gateway, refused, tmp_path):

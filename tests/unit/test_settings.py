@@ -187,6 +187,7 @@ def test_a_typo_gets_the_nearest_name(tmp_path: Path) -> None:
         f"{tmp_path}/vpn.conf:2: HTCONDOR_VPN_CONECT_TIMEOUT is not a knob: did you mean HTCONDOR_VPN_CONNECT_TIMEOUT?"
     )
     assert "is not a knob" in refusal(tmp_path, "", _CONDOR_HTCONDOR_VPN_QQQQQQ="1")
+    assert "did you mean" not in refusal(tmp_path, "HTCONDOR_VPN_NOSUCH = 1\n")  # what all begin with is no likeness
     with pytest.raises(ConfigError, match="is not a knob"):
         Settings.load(overrides={"GATEWAYS": "a:1"})
 

@@ -56,7 +56,8 @@ def _read_secret(path: Path, what: str, knob: str) -> str:
             status = os.fstat(file.fileno())
             data = file.read(_MAX_BYTES)
     except OSError as error:
-        raise TokenUnusable(f"the {what} file {path} cannot be read: {error.strerror}", f"check {knob}") from error
+        remedy = f"chmod 600 {path}, as its owner" if isinstance(error, PermissionError) else f"check {knob}"
+        raise TokenUnusable(f"the {what} file {path} cannot be read: {error.strerror}", remedy) from error
     if stat.S_ISREG(status.st_mode) and status.st_mode & 0o077:
         raise TokenUnusable(f"others may read the {what} file {path}", f"chmod 600 {path}")
     return data.decode("ascii", "replace").strip()
