@@ -152,11 +152,11 @@ def test_with_all_workers_stopped_the_engine_relays(pilot, flows):
 
 
 def test_workers_end_with_their_engine(pilot, flows):
-    former = workers(pilot)
+    former, since = workers(pilot), pilot.state()["since"]
     kill(pilot.child("engine"))
     wait_until(lambda: flows() == 0)
     wait_until(lambda: not any(os.path.exists(f"/proc/{process}") for process in former))
-    pilot.wait_for("up")
+    wait_until(lambda: (state := pilot.state())["state"] == "up" and state["since"] > since)
     assert pilot.ask(fetch()) == "1000"
 
 

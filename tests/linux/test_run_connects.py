@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from shell_pilot import ShellPilot as Pilot
+from shell_pilot import wait_until
 
 from htcondor_vpn.linux.programs import find_program
 from htcondor_vpn.testbed import plan
@@ -152,7 +153,8 @@ def silence(site):
     def end():
         site.world.run([nft, "delete table inet silence"], as_root=True)
 
-    rules = f"table inet silence {{ chain in {{ type filter hook input priority 0; tcp dport {SILENT_PORT} drop; }}; }}"
+    chain = f"type filter hook input priority 0; tcp dport {SILENT_PORT} counter drop;"
+    rules = f"table inet silence {{ chain in {{ {chain} }}; }}"
     site.world.run([nft, "-f", "-"], stdin=rules, as_root=True, check=True)
     yield end
     end()
@@ -188,11 +190,10 @@ def test_a_connect_that_is_held_outlives_the_engine(services, site, pilot, tmp_p
     code = f"import socket; s = socket.create_connection(('{FAR[0]}', {SILENT_PORT}), 60); print(s.recv(5).decode())\n"
     (tmp_path / "flow.py").write_text(code)
     engine = pilot.child("engine")
-    before = len(os.listdir(f"/proc/{engine}/fd"))
     pilot.process.stdin.write(f"{sys.executable} {tmp_path / 'flow.py'}\n".encode())
     pilot.process.stdin.flush()
-    while len(os.listdir(f"/proc/{engine}/fd")) == before:
-        assert pilot.process.poll() is None
+    dropped = [find_program("nft", "nftables"), "list table inet silence"]
+    wait_until(lambda: "packets 0 " not in site.world.run(dropped, as_root=True, check=True).stdout)
     os.kill(engine, signal.SIGKILL)
     silence()
     wait_for_log(pilot.log, b"^hello$", pilot.process, timeout_seconds=60)
