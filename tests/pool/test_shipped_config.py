@@ -46,7 +46,7 @@ def test_our_reader_of_settings_agrees_with_htcondor(config_val):
 
 def test_the_execution_side_in_a_pilot(config_val):
     shipped_text = (shipped(CONDOR_CONFIG) / EXECUTION_POINT).read_text()
-    text = 'START = Owner == "x"\nSTARTD_CRON_JOBLIST = OTHER\n' + shipped_text
+    text = 'START = Owner == "x"\nSTARTD_CRON_JOBLIST = OTHER\nUSE_SHARED_PORT = False\n' + shipped_text
     run_dir = {"HTCONDOR_VPN_RUN_DIR": "/run/htcondor-vpn-5"}
     wanted = {
         "USER_JOB_WRAPPER": "/run/htcondor-vpn-5/libexec/job-wrapper",
@@ -58,6 +58,8 @@ def test_the_execution_side_in_a_pilot(config_val):
         "STARTD_CRON_HTCONDOR_VPN_EXECUTABLE": "/run/htcondor-vpn-5/libexec/advertise",
         "START": '(Owner == "x") && (MY.VpnState =?= "up") && (TARGET.WantDocker =!= true)',
         "VpnJobNetworks": '"vanilla,apptainer"',
+        "USE_SHARED_PORT": "true",
+        "SHARED_PORT_PORT": "0",
     }
     assert {name: config_val(text, name, **run_dir) for name in wanted} == wanted
 
