@@ -1,0 +1,153 @@
+"""GlideinWMS' own scripts, with ours, in a real pool: for who has a checkout of GlideinWMS, see docs/development.md."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from glidein_side import SCRIPTS, served
+from glidein_side.factory_stage import FactoryStage
+
+from htcondor_vpn.bundle.build import build
+from htcondor_vpn.testbed import plan
+from htcondor_vpn.testbed.condor_folder import wait_until
+from htcondor_vpn.testbed.proxies import Squid
+from htcondor_vpn.testbed.services import url
+
+CHECKOUT = os.environ.get("HTCONDOR_VPN_TEST_GLIDEINWMS", "")
+pytestmark = pytest.mark.skipif(not CHECKOUT, reason="HTCONDOR_VPN_TEST_GLIDEINWMS names no checkout of GlideinWMS")
+
+BYTES = 3_000_000
+END_SECONDS = 15
+WEB = str(plan.WORLD["http"].v4)
+
+
+@pytest.fixture(scope="module")
+def suite():
+    return "trixie"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bundle") / "htcondor-vpn.bundle"
+    build(path, ["nft", "iptables"], with_python=False)
+    return path
+
+
+@pytest.fixture
+def start_folder(pool, tmp_path):
+    """Where the batch system starts the glidein, with the pool's credential."""
+    folder = tmp_path / "start"
+    folder.mkdir()
+    token = folder / "credential_frontend.idtoken"
+    token.touch(mode=0o600)
+    token.write_text(pool.pilot_token() + "\n")
+    return folder
+
+
+@pytest.fixture
+def start(site, pool, start_folder, tmp_path):
+    """Starts a glidein of a stage area, its command line behind that of a launcher, and returns its process."""
+    processes = []
+    before = set(site.processes_of_node())
+
+    def start(stage, address, *options, launcher=()):
+        startup = start_folder / "glidein_startup.sh"
+        startup.write_bytes(stage.startup.read_bytes())
+        startup.chmod(0o755)
+        argv = [*launcher, "./glidein_startup.sh", *stage.arguments(address, *options)]
+        environ = {"HTVPN_PYTHON": sys.executable, "TMPDIR": str(start_folder)}
+        processes.append(site.node.start(argv, cwd=start_folder, env=environ, log=tmp_path / "log"))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+    wait_until("nothing is left", 30, lambda: set(site.processes_of_node()) <= before or None)
+
+
+@pytest.fixture
+def launched(site, services, pool, gateway, bundle, start, start_folder, tmp_path):
+    """Starts a glidein in the tunnel, which downloads its files there."""
+    for source, name in (
+        (SCRIPTS / "htvpn-launch", "htvpn-launch"), (bundle, "htcondor-vpn.bundle"), (gateway.token_file, "pilot.token")
+    ):  # fmt: skip
+        (start_folder / name).write_bytes(source.read_bytes())
+    (start_folder / "htvpn-launch").chmod(0o755)
+    (start_folder / "htcondor-vpn.conf").write_text(
+        f"HTCONDOR_VPN_GATEWAYS = {gateway.endpoints[0]}\nHTCONDOR_VPN_GATEWAY_PIN_FILE = {gateway.pin_file}\n"
+    )
+    stage = FactoryStage(Path(CHECKOUT), tmp_path / "stage", pool.collector, pool.instance.prefix / "usr", {})
+    with served(site.world, stage.folder, WEB) as address:
+        yield lambda: start(stage, address, launcher=["./htvpn-launch"])
+
+
+def must_run_a_job_and_end(site, pool, process, start_folder, log, mode):
+    try:
+        slot = wait_until(
+            "the glidein's slot", 120,
+            lambda: next(iter(pool.slots('GLIDEIN_VPN_Up && VpnState == "up" && GLIDEIN_Entry_Name == "TEST"')), None),
+        )  # fmt: skip
+    except TimeoutError:
+        logs = (log, *start_folder.glob("glide_*/log/*Log"), pool.instance.folder / "log/CollectorLog")
+        pytest.fail("\n".join(f"--- {path}\n{path.read_text(errors='replace')}" for path in logs))
+    assert slot["GLIDEIN_VPN_Mode"] == mode
+    lines = f"#!/bin/sh\ncurl -sS {url(f'/bytes/{BYTES}')} | wc -c\n"
+    cluster = pool.submit({"executable": "job.sh"}, {"job.sh": lines})
+    job = pool.wait_for_history(cluster, 120)
+    assert job["ExitCode"] == 0, pool.file(cluster, "err.0")
+    assert int(pool.file(cluster, "out.0")) == BYTES
+    assert job["ChirpNetworkBytesIn"] > BYTES
+    begin = time.monotonic()
+    process.terminate()
+    assert process.wait(2 * END_SECONDS) == 0
+    ours = os.fsencode(start_folder)
+
+    def left():
+        found = []
+        for pid in site.processes_of_node():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                found += [line for line in [Path(f"/proc/{pid}/cmdline").read_bytes()] if ours in line]
+        return found
+
+    wait_until("nothing is left", END_SECONDS, lambda: left() == [] or None)
+    assert time.monotonic() - begin < END_SECONDS
+    wait_until("the ads are withdrawn", 5, lambda: pool.slots('GLIDEIN_Entry_Name == "TEST"') == [] or None)
+    assert [path.name for path in start_folder.glob("glide_*")] == []
+
+
+def test_the_launcher(site, pool, launched, start_folder, tmp_path):
+    must_run_a_job_and_end(site, pool, launched(), start_folder, tmp_path / "log", "launcher")
+
+
+@pytest.mark.parametrize("_", range(5))
+def test_the_launcher_told_to_end_at_any_moment(launched, start_folder, tmp_path, _):
+    seconds = random.uniform(0, 15)
+    print(f"told to end after {seconds:.3f} s")
+    process = launched()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    process.terminate()
+    process.wait(END_SECONDS)
+
+
+def test_the_module(site, services, pool, bundle, start, start_folder, tmp_path):
+    """Nodes reach but a web proxy: files come by that, and it is the way out of the tunnel."""
+    with Squid(site.dmz, tmp_path / "squid", web=True) as squid:
+        conf = tmp_path / "htcondor-vpn.conf"
+        conf.write_text(
+            f"HTCONDOR_VPN_ENGINE = proxy\nHTCONDOR_VPN_PROXIES = {squid.endpoint}\n"
+            f"HTCONDOR_VPN_NAME_SERVERS = {plan.WORLD['dns'].v4}\n"
+        )
+        files = {"htcondor-vpn.bundle": bundle, "htcondor-vpn.conf": conf}
+        stage = FactoryStage(Path(CHECKOUT), tmp_path / "stage", pool.collector, pool.instance.prefix / "usr", files)
+        with served(site.world, stage.folder, WEB) as address:
+            process = start(stage, address, "-proxy", squid.endpoint)
+            must_run_a_job_and_end(site, pool, process, start_folder, tmp_path / "log", "module")
