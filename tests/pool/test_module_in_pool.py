@@ -21,6 +21,9 @@ from htcondor_vpn.testbed.services import url
 NAME = "module"
 BYTES = 3_000_000
 
+#: As in GlideinWMS' condor_config; the port is then HTCondor's own default.
+NO_SHARED_PORT = "USE_SHARED_PORT = False", "SHARED_PORT_PORT = 9618"
+
 #: The pool's own hooks, as the OSPool has some: of the kind that ours are, and of another.
 HOOK = """#!/bin/sh
 grep -q '^ClusterId' && echo "{kind} $(id -u)" >>{folder}/hooks
@@ -45,7 +48,7 @@ def stage_and_proxy(site, services, pool, tmp_path):
     """What the factory lists for the entry, and the folder that the batch system starts the glidein in."""
     stage = Stage(tmp_path)
     config = pool.pilot(tmp_path / "pilot", name=NAME)
-    lines = [(config.folder / "condor_config").read_text(), "STARTER_JOB_HOOK_KEYWORD = OSPOOL"]
+    lines = [(config.folder / "condor_config").read_text(), "STARTER_JOB_HOOK_KEYWORD = OSPOOL", *NO_SHARED_PORT]
     for kind in ("PREPARE_JOB_BEFORE_TRANSFER", "PREPARE_JOB"):
         hook = tmp_path / kind
         hook.write_text(HOOK.format(kind=kind, folder=tmp_path))
