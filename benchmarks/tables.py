@@ -26,8 +26,8 @@ def renewed(page: str) -> str:
 
 def _section(run: dict[str, Any]) -> str:
     lines = [
-        f"{run['date']}, {run['cpu']}, {run['cores']} cores, kernel {run['kernel']}, Python {run['python']},",
-        f"medians of {run['rounds']}, load before it {run['load']}: `{run['command']}`",
+        f"{run['date']}, {run['cpu']}, {run['cores']} cores, kernel {run['kernel']}, Python {run['python']}, "
+        f"{run['rounds']} rounds: `{run['command']}`",
         "",
         "| measured | value | wanted |",
         "|---|---|---|",
