@@ -236,15 +236,22 @@ class CentralManager:
         return self.tool("condor_ssh_to_job", "-auto-retry", str(cluster), command, timeout_seconds=deadline_seconds)
 
     def remove(self, cluster: int) -> None:
-        """Removes a cluster's jobs from the queue (condor_rm)."""
-        self.tool("condor_rm", str(cluster))
+        """Removes a cluster's jobs from the queue (condor_rm), unless they leave it by themselves."""
+        self._remove(str(cluster), [str(cluster)])
 
     def forget_jobs(self) -> None:
         """Removes every job from the queue, running or not, and the files of those that are over."""
         if self.ads("condor_q"):
-            self.tool("condor_rm", "-all")
+            self._remove("-all", [])
             wait_until("the queue is empty", START_SECONDS, lambda: True if not self.ads("condor_q") else None)
         shutil.rmtree(self.instance.folder / "jobs", ignore_errors=True)
+
+    def _remove(self, which: str, queried: Sequence[str]) -> None:
+        try:
+            self.tool("condor_rm", which)
+        except ProgramFailed:
+            if self.ads("condor_q", *queried):
+                raise
 
 
 _OWN = f"""\

@@ -74,6 +74,7 @@ def test_the_prepare_hook_gets_the_jobs_ad_and_what_it_says_is_not_in_the_histor
     ad = pool.wait_for_history(cluster)
     assert "Mine = 11\n" in (notes / "prepare.ad").read_text()
     assert "FromPrepare" not in ad
+    pool.remove(cluster)  # which has left the queue by itself
 
 
 def test_the_prepare_hook_holds_a_job_with_its_code_and_message(pool, pilot):
