@@ -5,12 +5,21 @@ from pathlib import Path
 
 import pytest
 
+from htcondor_vpn.bundle.build import build
 from htcondor_vpn.testbed import condor_prefix, plan
 from htcondor_vpn.testbed.condor_folder import Master
 from htcondor_vpn.testbed.gateway import SiteGateway
 from htcondor_vpn.testbed.pool import CentralManager
 
 HELPERS = Path(__file__).parents[1] / "linux"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    """The bundle that a glidein is started with, for a node that has a Python."""
+    path = tmp_path_factory.mktemp("bundle") / "htcondor-vpn.bundle"
+    build(path, ["nft", "iptables"], with_python=False)
+    return path
 
 
 @pytest.fixture(scope="module", params=condor_prefix.SUITES)

@@ -19,7 +19,6 @@ import pytest
 from batch_side import Pbs, Slurm
 from glidein_side import STARTUP, Stage, served
 
-from htcondor_vpn.bundle.build import build
 from htcondor_vpn.glidein.batch_script import Batch, BatchJob, script
 from htcondor_vpn.testbed import plan
 from htcondor_vpn.testbed.condor_folder import wait_until
@@ -38,13 +37,6 @@ STUCK = "#!/bin/sh\ntrap '' TERM QUIT INT HUP\nsetsid sleep 1000 &\nwhile true; 
 @pytest.fixture(scope="module")
 def suite():
     return "trixie"
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    path = tmp_path_factory.mktemp("bundle") / "htcondor-vpn.bundle"
-    build(path, ["nft", "iptables"], with_python=False)
-    return path
 
 
 @pytest.fixture
@@ -246,21 +238,13 @@ def test_told_to_end_at_any_moment(slurm, glidein_script, environment, nothing_i
     nothing_is_left(job)
 
 
-def test_a_glidein_under_pbs(pbs, pool, name, glidein_script, environment, nothing_is_left):
+@pytest.mark.parametrize("kind", ["glidein", "pilot"])
+def test_under_pbs(pbs, pool, name, glidein_script, pilot_script, environment, nothing_is_left, kind):
     """qdel ends PBS' own shell, and with it the script: what is left has been killed, or its parents have."""
-    variables = {"HTVPN_PYTHON": sys.executable}
-    job = pbs.qsub(glidein_script("pbs"), environment, variables)
-    wait_for_slot(pool, name, job)
-    run_a_job(pool, name)
-    cluster = begin_a_job(pool, name, STUCK)
-    job.cancel()
-    job.wait(10)
-    nothing_is_left(job, 10)
-    pool.remove(cluster)
-
-
-def test_a_pilot_under_pbs(pbs, pool, name, pilot_script, environment, nothing_is_left):
-    job = pbs.qsub(pilot_script("pbs"), environment)
+    if kind == "glidein":
+        job = pbs.qsub(glidein_script("pbs"), environment, {"HTVPN_PYTHON": sys.executable})
+    else:
+        job = pbs.qsub(pilot_script("pbs"), environment)
     wait_for_slot(pool, name, job)
     run_a_job(pool, name)
     cluster = begin_a_job(pool, name, STUCK)

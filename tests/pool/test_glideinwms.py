@@ -14,7 +14,6 @@ import pytest
 from glidein_side import SCRIPTS, served
 from glidein_side.factory_stage import FactoryStage
 
-from htcondor_vpn.bundle.build import build
 from htcondor_vpn.testbed import plan
 from htcondor_vpn.testbed.condor_folder import wait_until
 from htcondor_vpn.testbed.proxies import Squid
@@ -31,13 +30,6 @@ WEB = str(plan.WORLD["http"].v4)
 @pytest.fixture(scope="module")
 def suite():
     return "trixie"
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    path = tmp_path_factory.mktemp("bundle") / "htcondor-vpn.bundle"
-    build(path, ["nft", "iptables"], with_python=False)
-    return path
 
 
 @pytest.fixture
