@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from htcondor_vpn.knobs import KNOBS, PREFIX
-from htcondor_vpn.publish.advertiser import ATTRIBUTES, JOB_ATTRIBUTES, STALE_SECONDS
+from htcondor_vpn.publish.advertiser.attributes import ATTRIBUTES, JOB_ATTRIBUTES
+from htcondor_vpn.publish.advertiser.state_file import STALE_SECONDS
 from htcondor_vpn.settings import ENVIRONMENT_PREFIX
 
 _GENERATED = "<!-- Written by `htcondor-vpn config docs {page}`: change the table in the code, not this page. -->\n"

@@ -40,7 +40,7 @@ from htcondor_vpn.linux.namespaces import CLONE_NEWNET, setns
 from htcondor_vpn.linux.netlink import Netlink, NetlinkError
 from htcondor_vpn.linux.programs import run_program
 from htcondor_vpn.linux.routing_rules import add_rule, delete_rule
-from htcondor_vpn.publish.advertiser import MAX_STATE_BYTES, STATE_FILE
+from htcondor_vpn.publish.advertiser.state_file import MAX_STATE_BYTES, STATE_FILE
 from htcondor_vpn.publish.state import State
 from htcondor_vpn.special_addresses import Address, Network
 

@@ -40,7 +40,7 @@ LIBEXEC = {
     "update-job-info": _HOOK,
     "pool-prepare-job": _JOBNET / "pool_hook.sh",
     "pool-update-job-info": _JOBNET / "pool_hook.sh",
-    "advertise": _PUBLISH / "advertiser.py",
+    "advertise": _PUBLISH / "advertiser",
 }
 
 

@@ -1,6 +1,6 @@
 """state.json: what the supervisor of a pilot says of its tunnel, to everyone who asks.
 
-The format is described and checked in `advertiser.py`, which has to stand alone.
+The format is described and checked in `advertiser.state_file`, which has to stand alone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from htcondor_vpn.errors import RunFolderError
-from htcondor_vpn.publish import advertiser
+from htcondor_vpn.publish.advertiser import state_file
+from htcondor_vpn.publish.advertiser.checks import Fields
 
 
 @dataclass(frozen=True)
@@ -52,33 +53,33 @@ class State:
 
         Raises ValueError for a value that no reader would accept, and `RunFolderError`.
         """
-        text = json.dumps({"version": advertiser.VERSION, **asdict(self)}, allow_nan=False)
-        advertiser.parse_state(text)
-        fresh = run_dir / f".{advertiser.STATE_FILE}.{os.getpid()}"
+        text = json.dumps({"version": state_file.VERSION, **asdict(self)}, allow_nan=False)
+        state_file.parse_state(text)
+        fresh = run_dir / f".{state_file.STATE_FILE}.{os.getpid()}"
         try:
             try:
                 fresh.touch(mode=0o600)
                 fresh.write_text(text, encoding="utf-8")
-                fresh.replace(run_dir / advertiser.STATE_FILE)
+                fresh.replace(run_dir / state_file.STATE_FILE)
             finally:
                 fresh.unlink(missing_ok=True)
         except OSError as error:
-            raise RunFolderError.of(f"{run_dir / advertiser.STATE_FILE}", error, "HTCONDOR_VPN_RUN_DIR") from error
+            raise RunFolderError.of(f"{run_dir / state_file.STATE_FILE}", error, "HTCONDOR_VPN_RUN_DIR") from error
 
     @classmethod
     def read(cls, run_dir: Path) -> State:
         """Reads a run folder's state.json as it stands. Raises OSError, and ValueError for a file that is damaged."""
-        return cls._of(advertiser.read_state(os.fspath(run_dir)))
+        return cls._of(state_file.read_state(os.fspath(run_dir)))
 
     @classmethod
     def of(cls, data: bytes) -> State:
         """Returns what a state.json says; raises ValueError for one that is damaged, or too long."""
-        if len(data) > advertiser.MAX_STATE_BYTES:
+        if len(data) > state_file.MAX_STATE_BYTES:
             raise ValueError("it is too long")
-        return cls._of(advertiser.parse_state(data.decode("utf-8")))
+        return cls._of(state_file.parse_state(data.decode("utf-8")))
 
     @classmethod
-    def _of(cls, fields: advertiser.Fields) -> State:
+    def _of(cls, fields: Fields) -> State:
         del fields["version"]
         lists = {name: tuple(fields[name]) for name in ("families", "gateways", "routes")}
         return cls(**{**fields, **lists})
@@ -87,10 +88,10 @@ class State:
         """Returns the state in force: "stopped" if the supervisor is gone, "unknown" if it has fallen silent."""
         if self.state in ("stopped", "failed"):
             return self.state
-        if not advertiser.is_alive(self.pid):
+        if not state_file.is_alive(self.pid):
             return "stopped"
         silent_seconds = abs((time.time() if now is None else now) - self.updated)
-        return "unknown" if silent_seconds > advertiser.STALE_SECONDS else self.state
+        return "unknown" if silent_seconds > state_file.STALE_SECONDS else self.state
 
 
 def run_folders(environ: Mapping[str, str]) -> list[Path]:

@@ -18,7 +18,7 @@ from jobnet_pilot import HERE, Pilot, finished, until
 
 from htcondor_vpn.jobnet import service
 from htcondor_vpn.linux import ancestry
-from htcondor_vpn.publish.advertiser import is_alive
+from htcondor_vpn.publish.advertiser.state_file import is_alive
 
 pytestmark = pytest.mark.linux
 

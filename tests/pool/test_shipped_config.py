@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from htcondor_vpn.condor.programs import write_programs
 from htcondor_vpn.publish import advertiser
 from htcondor_vpn.publish.state import State
 from htcondor_vpn.shipped import CONDOR_CONFIG, shipped
@@ -122,9 +123,9 @@ def test_the_access_point_keeps_the_older_names(config_val):
 def run_dir(tmp_path):
     """A run folder as HTCondor sees it; its state is what the test writes into it."""
     folder = tmp_path / "vpn"
-    (folder / "libexec").mkdir(parents=True)
+    folder.mkdir()
+    write_programs(folder / "libexec", {"advertise": Path(advertiser.__file__).parent}, 0o755)
     programs = {
-        "advertise": "#!/usr/bin/python3 -IS\n" + Path(advertiser.__file__).read_text(),
         "job-wrapper": '#!/bin/sh\nexec "$@"\n',
         "prepare-job": "#!/bin/sh\ncat > /dev/null\n",
         "update-job-info": "#!/bin/sh\ncat > /dev/null\n",

@@ -18,18 +18,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from htcondor_vpn.condor.programs import write_programs
 from htcondor_vpn.publish import advertiser
-from htcondor_vpn.publish.advertiser import (
-    ATTRIBUTES,
-    Advertiser,
-    Jobs,
-    Observer,
-    SlotAdvertiser,
-    advertisement,
-    parse_jobs,
-    parse_state,
-    slot_advertisement,
-)
+from htcondor_vpn.publish.advertiser.ads import Advertiser, SlotAdvertiser, advertisement, slot_advertisement
+from htcondor_vpn.publish.advertiser.attributes import ATTRIBUTES
+from htcondor_vpn.publish.advertiser.jobs_file import Jobs, parse_jobs
+from htcondor_vpn.publish.advertiser.state_file import Observer, is_alive, parse_state
+
+PACKAGE = Path(advertiser.__file__).parent
 
 NAMES = [attribute.name for attribute in ATTRIBUTES]
 LINE = re.compile(r'Vpn[A-Za-z]+ = (undefined|-?[0-9]+(\.[0-9]+)?|"[A-Za-z0-9:.\[\]_-]+")')
@@ -117,9 +113,9 @@ def test_a_zombie_is_dead() -> None:
     if child == 0:
         os._exit(0)
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-    assert not advertiser.is_alive(child)
+    assert not is_alive(child)
     os.waitpid(child, 0)
-    assert advertiser.is_alive(os.getpid())
+    assert is_alive(os.getpid())
 
 
 GATEWAY = {"name": "gw:1", "up": True, "load": 0.5, "draining": False, "reason": ""}
@@ -193,21 +189,37 @@ def test_a_change_is_told_at_once_and_numbers_now_and_then() -> None:
 
 
 def test_it_stands_alone() -> None:
-    source = Path(advertiser.__file__).read_text()
-    for node in ast.walk(ast.parse(source)):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        assert not [name for name in names if name.split(".")[0] == "htcondor_vpn"]
+    for module in PACKAGE.glob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            others = [name for name in names if not name.startswith(f"{advertiser.__name__}.")]
+            assert not [name for name in others if name.split(".")[0] == "htcondor_vpn"]
+
+
+def test_no_two_modules_have_the_same_name_of_their_own() -> None:
+    own = [
+        target
+        for module in PACKAGE.glob("*.py")
+        for node in ast.parse(module.read_text()).body
+        for target in _names_of(node)
+    ]
+    assert own
+    assert len(own) == len(set(own))
+
+
+def _names_of(node: ast.stmt) -> list[str]:
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        return [node.name]
+    return [each.id for each in node.targets if isinstance(each, ast.Name)] if isinstance(node, ast.Assign) else []
 
 
 class Running:
     """The advertiser as a startd runs it: by its path in the run folder's libexec, with a pipe for its output."""
 
     def __init__(self, run_dir: Path) -> None:
+        write_programs(run_dir / "libexec", {"advertise": PACKAGE}, 0o700)
         program = run_dir / "libexec" / "advertise"
-        program.parent.mkdir()
-        program.write_text(f"#!{sys.executable} -IS\n" + Path(advertiser.__file__).read_text())
-        program.chmod(0o700)
         self.process = subprocess.Popen([program], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd="/", env={})
         assert self.process.stdout is not None
         self.output = self.process.stdout
@@ -224,12 +236,11 @@ class Running:
 
 def test_one_advertisement_for_who_asks_once(tmp_path: Path) -> None:
     put(tmp_path, state())
+    write_programs(tmp_path / "libexec", {"advertise": PACKAGE}, 0o700)
     program = tmp_path / "libexec/advertise"
-    program.parent.mkdir()
-    program.write_text(Path(advertiser.__file__).read_text())
     argv = [sys.executable, "-IS", program, "--once"]
     said = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True).stdout
-    assert said == advertiser.advertisement(advertiser.Observer(str(tmp_path)).fields(time.time()))
+    assert said == advertisement(Observer(str(tmp_path)).fields(time.time()))
 
 
 @pytest.fixture
