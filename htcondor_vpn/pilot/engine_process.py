@@ -1,26 +1,36 @@
-"""The engine's process: in the host's network, with the sockets of the inner one."""
+"""The engine's process: in the host's network, with the sockets of the inner one.
+
+It never waits for its supervisor, which may be stopped while flows go on: what that does not take is told anew later.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 from htcondor_vpn.linux.ancestry import Identity
 from htcondor_vpn.linux.channel import Channel
-from htcondor_vpn.tunnel.engine import Engine, EngineReport, InnerSockets
+from htcondor_vpn.linux.heartbeat import BEAT_SECONDS
+from htcondor_vpn.tunnel.engine import Engine, InnerSockets
 
 #: asyncio.wait_for can lose a cancellation, below Python 3.12.
 _CANCEL_SECONDS = 0.5
 
 
 def run_engine(channel: Channel, make_engine: Callable[[], Engine], sockets: InnerSockets | None) -> Identity | None:
-    """Runs the engine that `make_engine` makes until the supervisor is gone. Sends its reports as {"report": …}.
+    """Runs the engine that `make_engine` makes until the supervisor is gone.
 
+    Sends its reports as {"report": …}, and every second {"lives": true}.
     Serves `sockets`, or those that come with a message {"kinds": …, "inner": …}; returns the latter, the identity of
     the inner user namespace, if that message came.
     """
     # Not asyncio.run, which would wait for a look-up that hangs in a name server's silence.
-    return asyncio.new_event_loop().run_until_complete(_run(channel, make_engine, sockets))
+    channel.sock.setblocking(False)
+    try:
+        return asyncio.new_event_loop().run_until_complete(_run(channel, make_engine, sockets))
+    finally:
+        channel.sock.setblocking(True)
 
 
 async def _run(channel: Channel, make_engine: Callable[[], Engine], sockets: InnerSockets | None) -> Identity | None:
@@ -28,13 +38,17 @@ async def _run(channel: Channel, make_engine: Callable[[], Engine], sockets: Inn
     engine = make_engine()  # here, since events and locks belong to the loop that they are made in, below Python 3.10
     if sockets is not None:
         engine.serve(sockets)
-    work = asyncio.ensure_future(engine.run(lambda report: _tell(channel, report)))
+    work = asyncio.ensure_future(engine.run(lambda report: _tell(channel, {"report": report.message()})))
+    asyncio.ensure_future(_live(channel))
 
     ended = asyncio.Event()
 
     def told() -> None:
         nonlocal inner
-        received = channel.receive()
+        try:
+            received = channel.receive()
+        except BlockingIOError:
+            return
         if received is None:
             asyncio.get_running_loop().remove_reader(channel.fileno())
             ended.set()
@@ -57,8 +71,14 @@ async def _run(channel: Channel, make_engine: Callable[[], Engine], sockets: Inn
     return inner
 
 
-def _tell(channel: Channel, report: EngineReport) -> None:
+async def _live(channel: Channel) -> None:
+    while True:
+        _tell(channel, {"lives": True})
+        await asyncio.sleep(BEAT_SECONDS)
+
+
+def _tell(channel: Channel, message: dict[str, Any]) -> None:
     try:
-        channel.send({"report": report.message()})
-    except BrokenPipeError:
-        return  # the supervisor is gone; the end of the channel says so as well
+        channel.send(message)
+    except (BlockingIOError, BrokenPipeError):
+        return  # the supervisor is stopped, or gone; the end of the channel says the latter as well

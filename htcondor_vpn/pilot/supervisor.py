@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +25,7 @@ from htcondor_vpn.jobnet.policy.source import Source
 from htcondor_vpn.linux.ancestry import processes_within
 from htcondor_vpn.linux.channel import Channel
 from htcondor_vpn.linux.children import Child, fork_child
+from htcondor_vpn.linux.heartbeat import BEAT_SECONDS, Heartbeat
 from htcondor_vpn.linux.loop import Loop
 from htcondor_vpn.linux.signals import SignalDescriptor
 from htcondor_vpn.pilot import inner
@@ -53,7 +53,9 @@ FORWARDED = frozenset(
 )
 _ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 _STATE_SECONDS = 10.0
-_REPORT_SECONDS = 1.0
+#: After so many looks without a word of the engine the tunnel counts as down; then it is made to go on, at last it is
+#: killed. Its workers carry the flows that there are all the while, and these end with it.
+_SILENT_LOOKS, _CONTINUE_LOOKS, _MOST_LOOKS = 7, 10, 30
 _ENDINGS = 3
 _FINAL = (GatewayUntrusted, TokenRefused, ProxyRefused, SshRefused, LoginRefused)
 
@@ -91,8 +93,8 @@ class Supervisor:
         self._loop = Loop()
         self._children = Children(self._loop)
         self._tunnel = TunnelStatus(folder.path, engine_name)
-        self._heard = time.monotonic()
         self._engine: Child | None = None
+        self._heartbeat = Heartbeat("engine", _CONTINUE_LOOKS, _MOST_LOOKS)
         self._broker: Child | None = None
         self._command: Command | None = None
         self._namespaces: inner.InnerNamespaces | None = None
@@ -122,7 +124,7 @@ class Supervisor:
             self._loop.watch(self._command.pidfd, self._command_ended)
             log.info("COMMAND runs as process %d: %s", self._command.pid, argv[0])
             self._refresh_state()
-            self._watch_engine()
+            self._look_at_engine()
             self._loop.run_until(lambda: self._command is None)
             self._loop.run_until(self._nobody_is_awaited, self._settings.wait_after_command)
             assert self._status is not None
@@ -172,24 +174,27 @@ class Supervisor:
             inner.clear_up(channel, self._folder, told or within)
 
         self._engine = fork_child("engine", work, self._signals.mask_before, keep)
+        self._heartbeat.heard()
         self._children.watch(self._engine, self._engine_said, self._engine_ended)
 
-    def _watch_engine(self) -> None:
-        """Notices an engine that is stopped or stuck: while the tunnel is up it reports after every probe."""
-        limit = self._settings.probe_interval + self._settings.probe_timeout + _REPORT_SECONDS
-        silent = time.monotonic() - self._heard
-        if self._tunnel.state is TunnelState.UP and silent >= limit:
-            self._tunnel.enter(
-                TunnelState.DOWN, f"the engine's process has said nothing for {silent:.0f} s: is it stopped?"
-            )
-        self._loop.after(max(limit - silent, _REPORT_SECONDS), self._watch_engine)
+    def _look_at_engine(self) -> None:
+        if self._engine is not None:
+            self._heartbeat.look(self._engine.pid)
+            silent_looks = self._heartbeat.silent_looks
+            if silent_looks >= _SILENT_LOOKS and self._tunnel.state is TunnelState.UP:
+                self._tunnel.enter(
+                    TunnelState.DOWN, f"the engine's process has said nothing for {silent_looks} s: is it stopped?"
+                )
+        self._loop.after(BEAT_SECONDS, self._look_at_engine)
 
     def _engine_said(self) -> None:
         assert self._engine is not None
         message = self._received(self._engine)
-        if message is None or "report" not in message:
+        if message is None:
             return
-        self._heard = time.monotonic()
+        self._heartbeat.heard()
+        if "report" not in message:
+            return
         self._tunnel.report = report = EngineReport.from_message(message["report"])
         if report.up:
             self._families, self._udp = report.families, report.udp

@@ -1,5 +1,6 @@
 """What `htcondor-vpn run` does when parts of it die, and when the tunnel goes: it stays closed, and comes back."""
 
+import ctypes
 import os
 import select
 import shutil
@@ -11,11 +12,16 @@ from pathlib import Path
 
 import pytest
 from shell_pilot import ShellPilot, fetch, wait_until
+from vpn_faults import HeldFlow
 
 from htcondor_vpn.testbed import plan
 from htcondor_vpn.testbed.gateway import SiteGateway
 from htcondor_vpn.testbed.logs import wait_for_log
 from htcondor_vpn.testbed.services import HTTP_PORT
+
+# linux/ptrace.h and linux/wait.h
+_PTRACE_ATTACH = 16
+_WALL = 0x40000000
 
 
 @pytest.fixture
@@ -90,6 +96,32 @@ def test_an_engine_that_is_stopped_is_told_and_comes_back(services, pilot):
     assert "is it stopped?" in pilot.state()["reason"]
     os.kill(engine, signal.SIGCONT)
     pilot.wait_for("up")
+    assert pilot.ask(fetch()) == "1000"
+    pilot.end()
+
+
+def test_an_engine_that_is_stopped_for_good_goes_on_with_its_flows(services, pilot, tmp_path):
+    flow, engine = HeldFlow(pilot, tmp_path), pilot.child("engine")
+    os.kill(engine, signal.SIGSTOP)
+    pilot.wait_for("down")
+    pilot.wait_for("up", timeout_seconds=60)
+    assert pilot.child("engine") == engine
+    assert flow.end() == "before after"
+    assert pilot.ask(fetch()) == "1000"
+    pilot.end()
+
+
+def test_an_engine_that_is_stuck_for_good_is_replaced(services, pilot):
+    """Held by a debugger, so that nothing but its death has an effect."""
+    engine = pilot.child("engine")
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.ptrace(_PTRACE_ATTACH, engine, None, None) == 0, os.strerror(ctypes.get_errno())
+    os.waitpid(engine, _WALL)  # it has stopped
+    pilot.wait_for("down")
+    _, status = os.waitpid(engine, _WALL)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    pilot.wait_for("up", timeout_seconds=60)
+    assert pilot.child("engine") != engine
     assert pilot.ask(fetch()) == "1000"
     pilot.end()
 
