@@ -261,6 +261,42 @@ def test_a_killed_ledger_is_written_on(site, start):
     assert gateway.status()["ledger"] == {"waiting": 0, "lost": 0, "error": ""}
 
 
+def test_a_stopped_ledger_goes_on_and_lacks_nothing(site, start):
+    gateway, client = start()
+    (writer,) = set(gateway.children()) - set(gateway.workers())
+
+    async def body():
+        async with echo_server(site):
+            os.kill(writer, signal.SIGSTOP)
+            stream = await client.flow()
+            await echoes(stream)
+            await stream.close()
+            await until(lambda: [(row["outcome"], row["bytes_up"]) for row in gateway.ledger()] == [("closed", 1000)])
+
+    run(body())
+    assert writer in gateway.children()
+    assert gateway.status()["ledger"] == {"waiting": 0, "lost": 0, "error": ""}
+
+
+def test_a_gateway_that_ends_has_a_stopped_ledger_write_and_end(site, start):
+    gateway, client = start()
+    (writer,) = set(gateway.children()) - set(gateway.workers())
+
+    async def body():
+        async with echo_server(site):
+            stream = await client.flow()
+            await echoes(stream)
+            await stream.close()
+            await until(lambda: gateway.status()["flows_ended"] == 1)
+            os.kill(writer, signal.SIGSTOP)
+            gateway.process.terminate()
+            assert gateway.process.wait(PATIENCE_SECONDS) == 0
+            assert not os.path.exists(f"/proc/{writer}")
+
+    run(body())
+    assert [(row["outcome"], row["bytes_up"]) for row in gateway.ledger()] == [("closed", 1000)]
+
+
 def test_the_pilots_are_shown(site, start):
     gateway, client = start()
 

@@ -1,14 +1,20 @@
-"""The parent's link to the process that writes the ledger: it never waits for it, and starts it again if it dies."""
+"""The parent's link to the process that writes the ledger: it never waits for it, and starts it again if it dies.
+
+One that is stopped is made to go on, since it has what is not written yet; one that stays stuck is killed.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
+import signal
 from collections import deque
 from pathlib import Path
 from typing import Any
 
 from htcondor_vpn.gateway.operation.ledger_process import keep_ledger
 from htcondor_vpn.linux.children import Child, fork_child
+from htcondor_vpn.linux.heartbeat import BEAT_SECONDS, Heartbeat
 from htcondor_vpn.linux.loop import Loop
 
 log = logging.getLogger(__name__)
@@ -17,6 +23,8 @@ log = logging.getLogger(__name__)
 _MAX_WAITING = 256
 _RETRY_SECONDS = 1.0
 _END_SECONDS = 5.0
+#: To sort out a million old rows on a slow disk is no reason to be killed.
+_CONTINUE_LOOKS, _MOST_LOOKS = 10, 120
 
 
 class LedgerLink:
@@ -29,7 +37,10 @@ class LedgerLink:
         self._dropped = 0
         self._retrying = False
         self._told: dict[str, Any] = {}
+        self._heartbeat = Heartbeat("ledger's process", _CONTINUE_LOOKS, _MOST_LOOKS)
         self.reopen()
+        if all(self._bounds):
+            loop.after(BEAT_SECONDS, self._look)
 
     @property
     def state(self) -> dict[str, Any] | None:
@@ -38,6 +49,8 @@ class LedgerLink:
             return None
         known = {"waiting": 0, "lost": 0, "error": "" if self._child else "its process is not there", **self._told}
         known["lost"] += self._dropped
+        if self._heartbeat.silent_looks >= _CONTINUE_LOOKS:
+            known["error"] = "its process does not answer"
         return known
 
     def tell(self, message: dict[str, Any]) -> None:
@@ -54,6 +67,7 @@ class LedgerLink:
         self._ending = True
         if self._child is None:
             return
+        os.kill(self._child.pid, signal.SIGCONT)  # should it be stopped
         self._child.channel.sock.settimeout(_END_SECONDS)
         try:
             while self._waiting:
@@ -78,9 +92,15 @@ class LedgerLink:
             return
         child.channel.sock.setblocking(False)
         self._child = child
+        self._heartbeat.heard()
         self._loop.watch(child.channel, self._heard)
         self._loop.watch(child.pidfd, self._ended)
         self._flush()
+
+    def _look(self) -> None:
+        if self._child is not None:
+            self._heartbeat.look(self._child.pid)
+        self._loop.after(BEAT_SECONDS, self._look)
 
     def _flush(self) -> None:
         if self._child is None:
@@ -110,6 +130,7 @@ class LedgerLink:
             self._loop.forget(self._child.channel)
         else:
             self._told = received[0].get("ledger", self._told)
+            self._heartbeat.heard()
 
     def _ended(self) -> None:
         assert self._child is not None

@@ -18,6 +18,7 @@ from typing import Any
 from htcondor_vpn.gateway.operation.ledger import FILE, Ledger
 from htcondor_vpn.gateway.serving.flows import Record
 from htcondor_vpn.linux.channel import Channel
+from htcondor_vpn.linux.heartbeat import BEAT_SECONDS
 
 log = logging.getLogger(__name__)
 
@@ -33,15 +34,15 @@ def keep_ledger(folder: Path, keep_seconds: float, keep_flows: int, channel: Cha
     keeper = Keeper(folder, keep_seconds, keep_flows)
     poll = select.poll()
     poll.register(channel, select.POLLIN)
-    told = None
+    tell_due = 0.0
     while True:
-        if time.monotonic() >= keeper.due:
+        now = time.monotonic()
+        if now >= keeper.due:
             keeper.write()
-            state = keeper.state()
-            if state != told:
-                told = state
-                with suppress(BrokenPipeError):  # the end is seen below, when all is written
-                    channel.send({"ledger": state})
+        if now >= tell_due:  # though nothing has changed: it also says that this process lives
+            tell_due = now + BEAT_SECONDS
+            with suppress(BrokenPipeError):  # the end is seen below, when all is written
+                channel.send({"ledger": keeper.state()})
         if poll.poll(_WRITE_SECONDS * 1000):
             received = channel.receive()
             if received is None:
