@@ -16,6 +16,7 @@ from typing import Any
 
 _VARIABLE = "HTCONDOR_VPN_GATEWAY_INHERITS"
 _CHECK = "check"
+_SAID_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,33 @@ def only_checks() -> bool:
     return os.environ.get(_VARIABLE) == _CHECK
 
 
-def start_check() -> subprocess.Popen[str]:
-    """Starts our command with its present code and settings, to see whether it could run; its stderr says why not."""
-    return subprocess.Popen(
-        _argv(), env={**os.environ, _VARIABLE: _CHECK},
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+class Check:
+    """Our command with its present code and settings, started to see whether it could run. Raises OSError."""
+
+    def __init__(self) -> None:
+        with os.fdopen(os.memfd_create("said"), "w+b") as said:  # a pipe that nobody reads would stop it
+            self._process = subprocess.Popen(
+                _argv(), env={**os.environ, _VARIABLE: _CHECK},
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said,
+            )  # fmt: skip
+            self._said = os.dup(said.fileno())
+        try:
+            self.pidfd = os.pidfd_open(self._process.pid)
+        except OSError:
+            self.kill()
+            self.reap()
+            raise
+
+    def kill(self) -> None:
+        """Ends it."""
+        self._process.kill()
+
+    def reap(self) -> tuple[int, str]:
+        """Waits for its end; returns its exit code (negative: the signal), and the last of what it said."""
+        code = self._process.wait()
+        with open(self._said, "rb") as said:
+            said.seek(max(0, os.fstat(self._said).st_size - _SAID_BYTES))
+            return code, said.read().decode(errors="replace").strip()
 
 
 def execute_anew(inheritance: Inheritance) -> None:

@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -20,7 +19,7 @@ from importlib.metadata import version
 from htcondor_vpn.errors import LimitReached, VpnError, by_name
 from htcondor_vpn.gateway.operation.allocation import PERIOD_SECONDS, Allocator
 from htcondor_vpn.gateway.operation.control import Answer, ControlSocket, reply
-from htcondor_vpn.gateway.operation.inheritance import Heir, Inheritance, execute_anew, start_check
+from htcondor_vpn.gateway.operation.inheritance import Check, Heir, Inheritance, execute_anew
 from htcondor_vpn.gateway.operation.ledger_link import LedgerLink
 from htcondor_vpn.gateway.operation.seats import COLUMNS
 from htcondor_vpn.gateway.operation.shares import Rates
@@ -59,7 +58,7 @@ class Parent:
         self._failure: VpnError | None = None
         self._stopping = self._draining = self._running = False
         self._pause = _FIRST_PAUSE_SECONDS
-        self._checking: tuple[subprocess.Popen[str], int, Channel | None] | None = None
+        self._checking: tuple[Check, Channel | None] | None = None
         self._signals = SignalDescriptor(_SIGNALS)
         self._loop.watch(self._signals, self._signalled)
         for heir in inheritance.workers if inheritance is not None else ():
@@ -258,22 +257,30 @@ class Parent:
                 reply(channel, {"error": "it is ending" if self._ending else "it is at it already"})
             return
         try:
-            check = start_check()
-            self._checking = check, os.pidfd_open(check.pid), channel
+            check = Check()
         except OSError as error:
             self._stay(channel, error.strerror or str(error))
             return
-        self._loop.watch(self._checking[1], self._checked)
+        self._checking = check, channel
+        self._loop.watch(check.pidfd, self._checked)
+
+        def too_late() -> None:
+            if self._checking is not None and self._checking[0] is check:
+                check.kill()
+
+        self._loop.after(_START_SECONDS, too_late)
 
     def _checked(self) -> None:
         assert self._checking is not None
-        check, pidfd, channel = self._checking
+        check, channel = self._checking
         self._checking = None
-        self._loop.forget(pidfd)
-        os.close(pidfd)
-        _, said = check.communicate()
-        if check.returncode != 0:
-            self._stay(channel, said.strip() or f"it ends with code {check.returncode}")
+        self._loop.forget(check.pidfd)
+        os.close(check.pidfd)
+        code, said = check.reap()
+        if code != 0:
+            late = code == -signal.SIGKILL
+            ends = f"it has not started within {_START_SECONDS:g} s" if late else f"it ends with code {code}"
+            self._stay(channel, said or ends)
             return
         if self._ending:
             return

@@ -2,11 +2,14 @@
 
 import json
 import os
+import select
+import sys
 from dataclasses import asdict
 
 import pytest
 
-from htcondor_vpn.gateway.operation.inheritance import Heir, Inheritance, inherited, only_checks
+from htcondor_vpn.gateway.operation import inheritance
+from htcondor_vpn.gateway.operation.inheritance import Check, Heir, Inheritance, inherited, only_checks
 
 VARIABLE = "HTCONDOR_VPN_GATEWAY_INHERITS"
 
@@ -53,3 +56,13 @@ def test_a_check_inherits_nothing(monkeypatch):
     assert only_checks()
     monkeypatch.delenv(VARIABLE)
     assert not only_checks()
+
+
+def test_a_check_that_says_very_much_ends(monkeypatch):
+    code = "import sys; sys.stderr.write('x' * 300_000 + 'that is why'); sys.exit(3)"
+    monkeypatch.setattr(inheritance, "_argv", lambda: [sys.executable, "-c", code])
+    check = Check()
+    assert select.select([check.pidfd], [], [], 20)[0]
+    os.close(check.pidfd)
+    code, said = check.reap()
+    assert (code, said[-12:], len(said)) == (3, "xthat is why", 4096)
