@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 Parser = Callable[[str], Any]
 
 SECONDS = {"s": 1.0, "": 1.0, "ms": 1e-3, "sec": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+#: Of a time on a command line. One without a unit is a mistake: `30` was meant as days more often than as seconds.
+UNITS_OF_TIME = {unit: seconds for unit, seconds in SECONDS.items() if unit}
 MBPS = {"mbit/s": 1.0, "": 1.0, "mbps": 1.0, "kbit/s": 1e-3, "kbps": 1e-3, "gbit/s": 1e3, "gbps": 1e3}
 
 _NUMBER = re.compile(r"([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]+)?)\s*([a-z/]*)", re.IGNORECASE | re.ASCII)

@@ -137,9 +137,10 @@ def _contradictions(settings: Settings) -> Iterator[ConfigError]:
         if (certificate is None) != (key is None):
             given, other = ("CERTIFICATE", "KEY") if key is None else ("KEY", "CERTIFICATE")
             name = f"{whose}{given}_FILE"
+            options = "" if whose == PREFIX else " (--cert and --key)"
             yield ConfigError(
                 f"{settings.origins[name]}: {name} is set, but {whose}{other}_FILE is not",
-                "a certificate and its key go together",
+                f"a certificate and its key go together{options}",
             )
     for first, second in (("IDTOKEN_KEYS", "IDTOKEN_ISSUER"), ("SCITOKEN_ISSUERS", "SCITOKEN_AUDIENCES")):
         if bool(settings.values[f"{PREFIX}GATEWAY_{first}"]) != bool(settings.values[f"{PREFIX}GATEWAY_{second}"]):
@@ -158,7 +159,8 @@ def _contradictions(settings: Settings) -> Iterator[ConfigError]:
     for named in ([_named(settings, name) for name in servers] or by_gateway) if not known else []:
         yield ConfigError(
             f"{named} says where the gateways are, but nothing says how to know them",
-            "set HTCONDOR_VPN_GATEWAY_PIN, HTCONDOR_VPN_GATEWAY_PIN_FILE or HTCONDOR_VPN_GATEWAY_CA_FILE",
+            "set HTCONDOR_VPN_GATEWAY_PIN, HTCONDOR_VPN_GATEWAY_PIN_FILE or HTCONDOR_VPN_GATEWAY_CA_FILE "
+            "(--pin, --pin-file or --ca-file)",
         )
     if bool(settings.direct_domains) != bool(settings.direct_name_servers):
         given, other = ("DOMAINS", "NAME_SERVERS") if settings.direct_domains else ("NAME_SERVERS", "DOMAINS")
@@ -174,6 +176,9 @@ NOTICED_SECONDS = 9.0
 
 
 def _doubts(settings: Settings) -> Iterator[str]:
+    if settings.gateway_ca_file and (settings.gateway_pin or settings.gateway_pin_file):
+        origin = settings.origins[f"{PREFIX}GATEWAY_CA_FILE"]
+        yield f"{origin}: {PREFIX}GATEWAY_CA_FILE is not used, since a pin is set: gateways are known by their keys"
     if settings.probe_interval + settings.probe_timeout > NOTICED_SECONDS:
         yield (
             f"{_named(settings, 'PROBE_INTERVAL')} and {_named(settings, 'PROBE_TIMEOUT')}: a slot may take longer "

@@ -34,10 +34,6 @@ _KNOBS = {
 }
 
 
-#: The units of a token's life. One without a unit is a mistake: `30` was meant as days more often than as seconds.
-_LIFETIME = {unit: seconds for unit, seconds in knob_values.SECONDS.items() if unit}
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `run`, which is what no verb means, and the verbs `token` and `pin`."""
     _add_run_options(parser, default=None)
@@ -170,7 +166,7 @@ def _token_add(args: argparse.Namespace, settings: Settings) -> int:
     lifetime_seconds = None
     if args.expires is not None:
         try:
-            lifetime_seconds = knob_values.quantity(_LIFETIME, 1, 100 * 365 * 86400)(args.expires)
+            lifetime_seconds = knob_values.quantity(knob_values.UNITS_OF_TIME, 1, 100 * 365 * 86400)(args.expires)
         except ValueError as error:
             raise UsageError(f"--expires {args.expires}: the value {error}", "write it as 30d or 12h") from error
     with _store(settings) as store:

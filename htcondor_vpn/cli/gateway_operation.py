@@ -98,7 +98,7 @@ def _drain(args: argparse.Namespace, settings: Settings) -> int:
     request: dict[str, Any] = {"do": "drain"}
     if args.timeout is not None:
         try:
-            request["timeout_seconds"] = knob_values.quantity(knob_values.SECONDS, 0, 365 * 86400)(args.timeout)
+            request["timeout_seconds"] = knob_values.quantity(knob_values.UNITS_OF_TIME, 0, 365 * 86400)(args.timeout)
         except ValueError as error:
             raise UsageError(f"--timeout {args.timeout}: the value {error}", "write it as 30min or 2h") from error
     with Connection(settings.gateway_dir) as gateway:
@@ -164,9 +164,10 @@ def _since(text: str | None) -> float:
     if text is None:
         return 0.0
     with contextlib.suppress(ValueError):
-        return time.time() - float(knob_values.quantity(knob_values.SECONDS, 0, 36500 * 86400)(text))
+        return time.time() - float(knob_values.quantity(knob_values.UNITS_OF_TIME, 0, 36500 * 86400)(text))
     try:
-        return datetime.fromisoformat(text).replace(tzinfo=timezone.utc).timestamp()
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
     except ValueError:
         raise UsageError(f"--since {text} is no time", "write it as 12h, 7d, or 2026-11-20") from None
 

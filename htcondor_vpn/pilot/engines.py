@@ -44,6 +44,8 @@ _HOSTS = {
     "socks5": ("SOCKS5_SERVERS", "HOST:PORT"),
     "ssh": ("SSH_HOSTS", "[USER@]HOST"),
 }
+#: And by which option, where there is one.
+_OPTIONS = {"stream": " (--gateway)"}
 _WHAT = {
     "stream": "gateway", "wireguard": "WireGuard server", "openconnect": "VPN server", "proxy": "proxy",
     "socks5": "SOCKS server", "ssh": "login node",
@@ -69,7 +71,8 @@ def maker(kind: str, settings: Settings) -> MakePool:
     """Returns what makes the pool of engine `kind`; raises as `engine_pools`, also where nothing is configured."""
     knob, form = _HOSTS[kind]
     if not settings.values[PREFIX + knob]:
-        raise ConfigError(f"no {_WHAT[kind]} is configured", f"set {PREFIX}{knob} to a list of {form}")
+        option = _OPTIONS.get(kind, "")
+        raise ConfigError(f"no {_WHAT[kind]} is configured", f"set {PREFIX}{knob}{option} to a list of {form}")
     if kind == "stream":
         return gateway_maker(settings.gateways, settings)
     kinds = {

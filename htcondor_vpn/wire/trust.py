@@ -69,8 +69,11 @@ class Trust:
         if not self._pins and ca_file is None:
             raise ConfigError(
                 "nothing tells which gateway to trust",
-                "set HTCONDOR_VPN_GATEWAY_PIN, HTCONDOR_VPN_GATEWAY_PIN_FILE or HTCONDOR_VPN_GATEWAY_CA_FILE",
+                "set HTCONDOR_VPN_GATEWAY_PIN, HTCONDOR_VPN_GATEWAY_PIN_FILE or HTCONDOR_VPN_GATEWAY_CA_FILE "
+                "(--pin, --pin-file or --ca-file)",
             )
+        if self._pins and ca_file is not None:
+            _load_ca(_client_context(), ca_file)  # it is not used; but one that cannot be read was meant to be
         self._ca_file, self._certificate = ca_file, certificate
         self._known: dict[bytes, bytes] = {}  # certificates whose key was found to be pinned, by their digest
         self._version = self._look()
@@ -130,12 +133,9 @@ class Trust:
 
     def _new_context(self) -> ssl.SSLContext:
         if not self._pins:
+            assert self._ca_file is not None  # or it had been raised
             context = _client_context()
-            try:
-                context.load_verify_locations(self._ca_file)
-            except (OSError, ssl.SSLError) as error:
-                cause = f"the CA file {self._ca_file} cannot be read: {error}"
-                raise ConfigUnreadable(cause, "it must hold PEM") from error
+            _load_ca(context, self._ca_file)
         elif self._certificate:
             context = _client_context()
             context.check_hostname = False
@@ -166,6 +166,16 @@ class Trust:
         except OSError:
             return []
         return [(status.st_ino, status.st_mtime_ns, status.st_size) for status in found]
+
+
+def _load_ca(context: ssl.SSLContext, path: Path) -> None:
+    try:
+        context.load_verify_locations(path)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigUnreadable(
+            f"the CA file {path} cannot be read: {error.strerror or error}",
+            "check HTCONDOR_VPN_GATEWAY_CA_FILE (--ca-file); it must hold PEM",
+        ) from error
 
 
 def _client_context() -> ssl.SSLContext:

@@ -328,3 +328,11 @@ def test_name_servers(text, value):
 def test_no_name_servers(text):
     with pytest.raises(ValueError, match="is not an address"):
         is_a.name_server(text)
+
+
+def test_a_ca_that_a_pin_makes_useless_is_told(tmp_path: Path) -> None:
+    pin = "pin-sha256:" + "A" * 43 + "="
+    text = f"HTCONDOR_VPN_GATEWAY_CA_FILE = /ca.pem\nHTCONDOR_VPN_GATEWAY_PIN = {pin}\n"
+    (warning,) = load(tmp_path, text).warnings
+    assert "HTCONDOR_VPN_GATEWAY_CA_FILE is not used" in warning
+    assert not load(tmp_path, "HTCONDOR_VPN_GATEWAY_CA_FILE = /ca.pem\n").warnings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import socket
@@ -17,11 +18,13 @@ from htcondor_vpn.gateway.operation.seats import Seats
 from htcondor_vpn.gateway.operation.shares import Rates
 from htcondor_vpn.gateway.operation.worker import Equipment
 from htcondor_vpn.gateway.serving.roster import Limits
-from htcondor_vpn.gateway.trust.admission import gatekeeper
+from htcondor_vpn.gateway.trust.admission import admits_anyone, gatekeeper
 from htcondor_vpn.gateway.trust.credentials import Credentials, given_credentials, own_credentials
 from htcondor_vpn.gateway.trust.folder import open_folder
 from htcondor_vpn.gateway.trust.renewal import ServerTls
 from htcondor_vpn.settings import Settings
+
+log = logging.getLogger(__name__)
 
 #: Half of the connections may be unauthenticated, or so many of each worker.
 _FEWEST_STRANGERS = 128
@@ -49,6 +52,17 @@ def run(settings: Settings, announce: Callable[[str], None]) -> None:
     former = inherited()
     found = credentials(settings)
     tls = ServerTls(found, settings.gateway_client_ca_file)
+    with gatekeeper(settings):
+        pass  # each worker opens its own; what is wrong with it had better be said once
+    if only_checks():
+        return
+    if former is None:
+        seats, listeners = Seats(), listen(settings.gateway_listen)
+    else:
+        seats, listeners = _former_seats(former), [socket.socket(fileno=number) for number in former.listeners]
+    # Doubts come last, so that an error is one line.
+    if not admits_anyone(settings):
+        log.warning("there are no tokens yet: `htcondor-vpn gateway token add NAME` makes one")
     connections = within_memory(raise_descriptor_limit(settings.gateway_connections))
     workers = settings.gateway_workers or len(os.sched_getaffinity(0))
     limits = Limits(
@@ -59,14 +73,6 @@ def run(settings: Settings, announce: Callable[[str], None]) -> None:
         handshakes_per_second=settings.gateway_handshakes_per_second,
         grace_seconds=settings.gateway_grace_period,
     )
-    with gatekeeper(settings):
-        pass  # each worker opens its own; what is wrong with it had better be said once
-    if only_checks():
-        return
-    if former is None:
-        seats, listeners = Seats(), listen(settings.gateway_listen)
-    else:
-        seats, listeners = _former_seats(former), [socket.socket(fileno=number) for number in former.listeners]
 
     def tell() -> None:
         for listener in listeners:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -19,8 +18,6 @@ from htcondor_vpn.gateway.trust.scitoken import SciTokenIssuer
 from htcondor_vpn.gateway.trust.tokens import TokenStore
 from htcondor_vpn.settings import Settings
 
-log = logging.getLogger(__name__)
-
 
 @contextmanager
 def gatekeeper(settings: Settings) -> Iterator[Gatekeeper]:
@@ -29,11 +26,17 @@ def gatekeeper(settings: Settings) -> Iterator[Gatekeeper]:
     with ExitStack() as stack:
         tokens = stack.enter_context(TokenStore(folder))
         others = list(_others(settings, stack))
-        if not others and not tokens.list():
-            log.warning("there are no tokens yet: `htcondor-vpn gateway token add NAME` makes one")
         deny_list = stack.enter_context(DenyList(folder))
         leases = stack.enter_context(Leases(folder))
         yield Gatekeeper([tokens, *others], deny_list, leases, settings.gateway_pilots)
+
+
+def admits_anyone(settings: Settings) -> bool:
+    """Whether there is a credential with which anyone could be admitted; raises `VpnError`."""
+    if settings.gateway_client_ca_file or settings.gateway_idtoken_keys or settings.gateway_scitoken_issuers:
+        return True
+    with TokenStore(open_folder(settings.gateway_dir)) as tokens:
+        return bool(tokens.list())
 
 
 def _others(settings: Settings, stack: ExitStack) -> Iterator[Authenticator]:

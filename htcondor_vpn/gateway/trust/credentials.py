@@ -232,4 +232,5 @@ def _no_passphrase() -> str:
 
 
 def _reason(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    """The first sentence of what a library says: behind it are its own links, and guesses."""
+    return str(error).partition("\n")[0].partition(". ")[0].rstrip(".") or type(error).__name__

@@ -16,7 +16,8 @@ _MAX_BYTES = 16 * 1024
 def read_token(path: Path | None) -> str:
     """Returns the gateways' bearer token; raises `ConfigError` without a path, `TokenUnusable` otherwise."""
     if path is None:
-        raise ConfigError("no token is configured", "set HTCONDOR_VPN_TOKEN_FILE to the pilot's token file")
+        remedy = "set HTCONDOR_VPN_TOKEN_FILE (--token-file) to the pilot's token file"
+        raise ConfigError("no token is configured", remedy)
     token = _read_secret(path, "token", "HTCONDOR_VPN_TOKEN_FILE")
     if not re.fullmatch(r"[!-~]+", token):
         raise TokenUnusable(f"the token file {path} holds no token", "it must hold one line of printable ASCII")

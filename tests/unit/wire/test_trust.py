@@ -51,6 +51,12 @@ def test_without_any_trust_nothing_is_trusted(tmp_path: Path) -> None:
         Trust(ca_file=tmp_path / "ca.pem")
 
 
+def test_a_ca_beside_a_pin_has_to_be_there_though_it_is_not_used(certificate: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigUnreadable, match=r"none.pem cannot be read: No such file"):
+        Trust(pins=(PIN,), ca_file=tmp_path / "none.pem")
+    assert Trust(pins=(PIN,), ca_file=certificate).context.verify_mode == ssl.CERT_NONE
+
+
 def test_a_ca_is_asked_for_the_name_too(certificate: Path) -> None:
     context = Trust(ca_file=certificate).context
     assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
