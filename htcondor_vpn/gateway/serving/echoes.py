@@ -20,8 +20,8 @@ BURST = 100
 PER_SECOND = 50.0
 PACKET_BYTES = 1400
 
-#: How many may be unanswered in all.
-MAX_UNANSWERED = 500
+#: How many may be unanswered in all, and of one pilot.
+MAX_UNANSWERED, MAX_OF_ONE = 500, 128
 
 #: Under which name they are counted; no pilot's can be that.
 _UNANSWERED = "\0unanswered echo requests"
@@ -45,12 +45,13 @@ class Echoes:
         try:
             if not self._allowances.take(pilot, 1 + len(payload) // PACKET_BYTES, began, BURST, PER_SECOND):
                 raise Unreachable(429, "connection_limit_reached", "too many echo requests of this pilot")
-            if not self._seats.bind(self._column, _UNANSWERED, MAX_UNANSWERED):
-                raise Unreachable(503, "connection_limit_reached", "too many echo requests are unanswered")
+            of_pilot = f"{_UNANSWERED} of {pilot}"
+            if not self._seats.bind(self._column, of_pilot, MAX_OF_ONE):
+                raise Unreachable(429, "connection_limit_reached", "too many of this pilot are unanswered")
             try:
-                answer = await self._connector.ping(address, payload)
+                answer = await self._answered(address, payload)
             finally:
-                self._seats.unbind(self._column, _UNANSWERED)
+                self._seats.unbind(self._column, of_pilot)
             outcome = "answered"
             return answer
         except Unreachable as error:
@@ -60,3 +61,11 @@ class Echoes:
             seconds = time.monotonic() - began
             log.info("echo pilot=%s to=%s bytes=%d seconds=%.3f outcome=%s", pilot, address, len(payload), seconds,
                      outcome)  # fmt: skip
+
+    async def _answered(self, address: Address, payload: bytes) -> bytes:
+        if not self._seats.bind(self._column, _UNANSWERED, MAX_UNANSWERED):
+            raise Unreachable(503, "connection_limit_reached", "too many echo requests are unanswered")
+        try:
+            return await self._connector.ping(address, payload)
+        finally:
+            self._seats.unbind(self._column, _UNANSWERED)

@@ -126,3 +126,16 @@ async def test_the_unanswered_are_bounded(running, sent, monkeypatch):
             await asyncio.sleep(0.01)
         assert (await ask(gateway, "127.0.0.2")).status == 503
         waiting.cancel()
+
+
+async def test_the_unanswered_ones_of_one_pilot_leave_room_for_others(running, sent, monkeypatch):
+    monkeypatch.setattr(echoes, "MAX_UNANSWERED", 4)
+    monkeypatch.setattr(echoes, "MAX_OF_ONE", 2)
+    async with running(connect_seconds=20) as gateway:
+        waiting = [asyncio.ensure_future(ask(gateway, "127.0.0.6")) for _ in range(2)]
+        while len(sent) < 2:
+            await asyncio.sleep(0.01)
+        assert (await ask(gateway, "127.0.0.2")).status == 429
+        assert (await ask(gateway, "127.0.0.2", token=gateway.tokens.add("bob"))).status == 200
+        for task in waiting:
+            task.cancel()
