@@ -15,14 +15,17 @@ _BUSY_SECONDS = 10.0
 
 
 class Database:
-    """One connection to the database in `folder`, for one thread. What fails raises `GatewayFolderError`."""
+    """One connection to the database in `folder`, for one thread. What fails raises `GatewayFolderError`.
 
-    def __init__(self, folder: Path, schema: str) -> None:
+    It waits for another writer for `busy_seconds`.
+    """
+
+    def __init__(self, folder: Path, schema: str, busy_seconds: float = _BUSY_SECONDS) -> None:
         self._path = folder / FILE
         self._version = -1
         with self._failures():
             self._path.touch(mode=0o600)
-            self._connection = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None)
+            self._connection = sqlite3.connect(self._path, timeout=busy_seconds, isolation_level=None)
             try:
                 self._connection.execute("PRAGMA journal_mode = WAL")
                 self._connection.execute(schema)

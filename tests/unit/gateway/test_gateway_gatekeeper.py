@@ -1,6 +1,8 @@
 import hashlib
 import math
+import sqlite3
 import time
+from contextlib import closing
 
 import pytest
 from vouching import Vouching
@@ -146,6 +148,32 @@ def test_leases_are_written_seldom_and_pruned(stores, tmp_path):
         others.refresh()
         assert (others.until("bob"), others.until("carol")) == (now + 5000, 0.0)
         assert others.until("dave") == math.inf
+
+
+@pytest.mark.parametrize("obstacle", ["a full disk", "another's lock"])
+def test_pilots_are_admitted_while_leases_cannot_be_written(keeper, stores, tmp_path, obstacle, caplog):
+    leases, began = stores[2], time.monotonic()
+    with closing(sqlite3.connect(tmp_path / "tokens.db", isolation_level=None)) as other:
+        if obstacle == "a full disk":  # SQLite says the same of it
+            other.execute("CREATE TABLE filler AS SELECT 1 AS one")
+            (pages,) = leases._database._connection.execute("PRAGMA page_count").fetchone()
+            leases._database._connection.execute(f"PRAGMA max_page_count = {pages}")
+        else:
+            other.execute("BEGIN IMMEDIATE")
+        for number in range(100):  # more than there is room for on a page
+            assert keeper.admit(bearer(f"other.{'x' * 100}{number}")).name.endswith(f"x{number}")
+            if obstacle == "another's lock" and number == 2:
+                break
+        keeper.refresh()
+        assert time.monotonic() - began < 5
+        assert caplog.text.count("do not learn") == 1
+        leases._database._connection.execute("PRAGMA max_page_count = 100000")
+        if other.in_transaction:
+            other.execute("COMMIT")
+    keeper.refresh()
+    with Leases(tmp_path) as others:
+        others.refresh()
+        assert others.until(f"other:{'x' * 100}2") == math.inf
 
 
 @pytest.mark.parametrize("text", ["a b", "a\nb", "ä", "\x1b[0m", "\ud800", "x=\x00"])
