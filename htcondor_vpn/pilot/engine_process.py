@@ -27,9 +27,11 @@ def run_engine(channel: Channel, make_engine: Callable[[], Engine], sockets: Inn
     """
     # Not asyncio.run, which would wait for a look-up that hangs in a name server's silence.
     channel.sock.setblocking(False)
+    loop = asyncio.new_event_loop()
     try:
-        return asyncio.new_event_loop().run_until_complete(_run(channel, make_engine, sockets))
+        return loop.run_until_complete(_run(channel, make_engine, sockets))
     finally:
+        loop.close()
         channel.sock.setblocking(True)
 
 
