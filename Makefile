@@ -19,11 +19,15 @@ AS_OWNER := setpriv --reuid=$(OWNER) --regid=$(shell stat -c %g .) --clear-group
 endif
 endif
 
-.PHONY: demo test lint bench soak containers releases docs clean python
+.PHONY: demo testbed test lint bench soak containers releases docs clean python
 
 demo: python
 	@$(BOOTSTRAP) $(or $(CONDOR),trixie)
 	@$(BIN)/htcondor-vpn demo $(ARGS)
+
+testbed: python
+	@$(BOOTSTRAP) $(or $(CONDOR),trixie)
+	@$(BIN)/htcondor-vpn testbed shell $(ARGS)
 
 # The tests run on both versions of HTCondor where a difference matters.
 test: python

@@ -62,8 +62,11 @@ SHARED_PORT_PORT = 0
 # Every pilot has the same inner address; the names must differ.
 MASTER_NAME = {name}@pilots
 STARTD_NAME = {name}@pilots
-NO_DNS = true
+# The node's own name, which nobody has to know in the tunnel: else each daemon looks it up there, for up to a minute.
+NETWORK_HOSTNAME = {hostname}
 DEFAULT_DOMAIN_NAME = pilots
+# By default this is the host's name, and who has the same one would connect to the pilot directly.
+PRIVATE_NETWORK_NAME = {name}@pilots
 {resources}
 NUM_SLOTS = 1
 NUM_SLOTS_TYPE_1 = 1
@@ -177,7 +180,8 @@ def _config(wanted: Wanted, folder: Path, release: Release, name: str) -> str:
         end = f"MASTER.DAEMON_SHUTDOWN = time() >= {begins}\nSTART = $(START) && time() < {begins}"
     return _CONFIG.format(
         release=release.folder, lib=release.lib, libexec=release.libexec, folder=folder, name=name,
-        host=wanted.pool.rpartition(":")[0] or wanted.pool, pool=wanted.pool, resources="\n".join(resources),
+        host=wanted.pool.rpartition(":")[0] or wanted.pool, pool=wanted.pool, hostname=socket.gethostname(),
+        resources="\n".join(resources),
         retire=max(0, wanted.lead_seconds - _EVICTION_SECONDS), graceful=graceful, end=end,
     )  # fmt: skip
 

@@ -25,14 +25,22 @@ def vpn_command(*words: str) -> list[str]:
 class SiteGateway:
     """A stream gateway on `host` as its ordinary user, with files in `folder`; a context manager, up inside.
 
-    `env` is added to its environment. `token_file` and `pin_file` are what a pilot needs.
+    `env` is added to its environment, `state_folder` is where its key and tokens are, else in `folder`. `token_file`
+    and `pin_file` are what a pilot needs.
     """
 
-    def __init__(self, host: Host, folder: Path, *options: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        host: Host,
+        folder: Path,
+        *options: str,
+        env: Mapping[str, str] | None = None,
+        state_folder: Path | None = None,
+    ) -> None:
         self.host, self.folder, self._options, self._env = host, folder, options, env
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.log = folder / "gateway.log"
-        self.state_folder = folder / "gateway"
+        self.state_folder = state_folder or folder / "gateway"
         self.token_file = folder / "pilot.token"
         self.pin_file = self.state_folder / "gateway.pin"
         self.endpoints = (f"{plan.DMZ_INSIDE.v4}:{PORT}", f"[{plan.DMZ_INSIDE.v6}]:{PORT}")

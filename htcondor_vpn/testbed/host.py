@@ -47,9 +47,13 @@ class Host:
         """
         return [*self._enter(as_root), f"--wdns={cwd or Path.cwd()}", "--", *argv]
 
-    def launcher(self) -> str:
-        """Returns a shell script that executes its arguments on this host as its ordinary user, while we live."""
-        return f'#!/bin/sh\nexec {shlex.join(self._enter(as_root=False))} --wdns="$PWD" -- "$@"\n'
+    def launcher(self, env: Mapping[str, str] | None = None) -> str:
+        """Returns a line of shell that executes a script's arguments on this host as its ordinary user, while we live.
+
+        `env` is added to the environment.
+        """
+        variables = shlex.join(["env", *(f"{name}={value}" for name, value in env.items())]) + " " if env else ""
+        return f'exec {shlex.join(self._enter(as_root=False))} --wdns="$PWD" -- {variables}"$@"'
 
     def _enter(self, as_root: bool) -> list[str]:
         folder = f"/proc/{os.getpid()}/fd"

@@ -35,6 +35,10 @@ WORLD = {
 #: The DNS zone of these names.
 ZONE = "site.example"
 
+#: What the pages call the gateway, which the node's /etc/hosts knows, and the pool, which the world's DNS server knows:
+#: so their commands can be typed here as they are written there.
+GATEWAY_NAME, POOL_NAME = "gateway.example.org", "pool.example.org"
+
 V4_LENGTH, V6_LENGTH = 24, 64
 
 

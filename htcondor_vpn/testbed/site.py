@@ -112,6 +112,8 @@ class Site:
         resolver.write_text(f"nameserver {plan.WORLD['dns'].v4}\noptions timeout:1 attempts:2\n")
         own = {NODE: plan.NODE, DMZ: plan.DMZ_INSIDE, WORLD: plan.WORLD["cm"]}[name]
         lines = ["127.0.0.1 localhost", "::1 localhost", f"{own.v4} {name}.{plan.ZONE} {name}"]
+        if name == NODE:
+            lines.append(f"{plan.DMZ_INSIDE.v4} {plan.GATEWAY_NAME}")
         hosts.write_text("\n".join(lines) + "\n")
         host = Host(name, {"/etc/resolv.conf": resolver, "/etc/hosts": hosts}, user)
         exits.callback(host.close)

@@ -1,20 +1,24 @@
-"""The pages: their links lead somewhere, the index leads to all of them, and every exit code is on one."""
+"""The pages: links lead somewhere, the index leads to all pages, commands are understood, every exit code is on one."""
 
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from benchmarks import tables
 from htcondor_vpn import errors
+from htcondor_vpn.cli.main import parser_for
 from htcondor_vpn.knobs import KNOBS
 
 TOP = Path(__file__).parents[2]
 DOCS = TOP / "docs"
 PAGES = [TOP / "README.md", *sorted(DOCS.glob("*.md"))]
 _LINK = re.compile(r"\[(?:[^\[\]]|\[[^\[\]]*\])*\]\(([^()\s]+)\)")
+_COMMAND = re.compile(r"^(?: {4}|\$ )?(?:exec |node |dmz )?(?:/\S*/)?htcondor-vpn (?!.*   [^ #])(.+)$", re.MULTILINE)
 _KNOB = re.compile(r"(?<![A-Z])(?:_CONDOR_)?(HTCONDOR_VPN_[A-Z0-9_]*[A-Z0-9])\b")
 _VARIABLES = re.compile(r"HTCONDOR_VPN_(CONFIG|RUN_DIR|TEST_\w+)")  # which are no knobs, but the environment's
 
@@ -48,6 +52,20 @@ def test_links_lead_somewhere(page: Path) -> None:
         if not target.exists() or (anchor and anchor not in anchors(target)):
             lost.append(link)
     assert not lost
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """Yields the words behind `htcondor-vpn` of each line that is such a command, up to a pipe or the like."""
+    for line in _COMMAND.findall(re.sub(r"\\\n *", "", page.read_text())):
+        words = shlex.split(line, comments=True)
+        yield words[: next((end for end, word in enumerate(words) if re.match(r"\d?[>|<&;]", word)), None)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_are_understood(page: Path) -> None:
+    for words in commands(page):
+        noun = next(word for word in words if not word.startswith("-"))
+        assert parser_for(noun).parse_args(words).noun == noun
 
 
 def test_every_page_is_in_the_index() -> None:

@@ -1,8 +1,8 @@
 """The world's DNS server, UDP and TCP: `dns_server LEDGER PORT ADDRESS...`, ready when it says so.
 
 It alone knows the zone of the site (`plan.ZONE`): the names of `plan.WORLD`; every name below `any`, which nobody can
-have in a cache; `alias`, a CNAME; `big`, a text too long for a datagram; and `silent`, which is never answered. Each
-query leaves a line in the ledger.
+have in a cache; `alias`, a CNAME; `big`, a text too long for a datagram; and `silent`, which is never answered. Besides
+it knows the pool's name. Each query leaves a line in the ledger.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ def _records() -> Records:
             add(dns.reversename.from_address(str(address)), "PTR", name.to_text())
     add(dns.name.from_text("alias", _ZONE), "CNAME", f"http.{plan.ZONE}.")
     add(dns.name.from_text("big", _ZONE), "TXT", *(f'"{index:04d}{"x" * 196}"' for index in range(BIG_BYTES // 200)))
+    # The collector listens at this address alone.
+    add(dns.name.from_text(plan.POOL_NAME), "A", str(plan.WORLD["cm"].v4))
     add(_ZONE, "SOA", f"dns.{plan.ZONE}. nobody.{plan.ZONE}. 1 3600 600 86400 5")
     add(_ZONE, "NS", f"dns.{plan.ZONE}.")
     return records
@@ -88,12 +90,11 @@ def answer(query: dns.message.Message, limit_bytes: int) -> bytes | None:
     found = _find(name, kind)
     if found is not None:
         response.answer.append(found)
-    elif not name.is_subdomain(_ZONE):
-        response.set_rcode(dns.rcode.NXDOMAIN)  # the root of this small world is ours, too
     else:
-        response.authority.append(_RECORDS[_ZONE, dns.rdatatype.SOA])
+        if name.is_subdomain(_ZONE):
+            response.authority.append(_RECORDS[_ZONE, dns.rdatatype.SOA])
         if not name.is_subdomain(_ANY) and all(known != name for known, _ in _RECORDS):
-            response.set_rcode(dns.rcode.NXDOMAIN)
+            response.set_rcode(dns.rcode.NXDOMAIN)  # the root of this small world is ours, too
     try:
         return response.to_wire(max_size=limit_bytes)
     except dns.exception.TooBig:
