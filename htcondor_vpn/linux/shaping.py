@@ -53,12 +53,14 @@ def limit_for(rate_bps: float, ceiling_bps: float | None = None) -> Limit:
     )
 
 
-def segment_bytes(rate_bps: float) -> int:
+def segment_bytes(rate_bps: float, largest_bytes: int = LARGEST_SEGMENT_BYTES) -> int:
     """How much a link may send at once so as to share a rate well: 2 ms, but two of its frames in any case.
 
-    (With the 64 KB that the kernel sends otherwise, 10 Mbit/s go to one sender for 52 ms at a time.)
+    (With the 64 KB that the kernel sends otherwise, 10 Mbit/s go to one sender for 52 ms at a time.) Where the kernel
+    has larger ones, `largest_bytes`, rates beyond 2.6 Gbit/s get 0.2 ms, lest they be bound by what a packet costs.
     """
-    return int(min(max(rate_bps / 8 * 0.002, _SMALLEST_SEGMENT_BYTES), LARGEST_SEGMENT_BYTES))
+    short = min(max(rate_bps / 8 * 0.002, _SMALLEST_SEGMENT_BYTES), LARGEST_SEGMENT_BYTES)
+    return int(max(short, min(rate_bps / 8 * 0.0002, largest_bytes)))
 
 
 def _burst_bytes(rate_bps: float) -> int:

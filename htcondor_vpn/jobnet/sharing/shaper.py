@@ -74,6 +74,7 @@ class Shaper:
     def __init__(self, netlink: Netlink, up_mbps: float, down_mbps: float, mtu: int, largest_bytes: int) -> None:
         self._netlink = netlink
         self._mtu, self._largest_bytes = mtu, largest_bytes
+        self._largest_shaped_bytes = links.LEGACY_SEGMENT_BYTES
         self._up, self._down = (Tree(index, rate) for index, rate in zip(SHAPER_INDICES, (up_mbps, down_mbps)))
         #: Why nothing can be shaped.
         self._obstacle: NetlinkError | None = None
@@ -104,6 +105,19 @@ class Shaper:
             classes = traffic_control.list_classes(self._netlink, tree.index)
             orphans = tree.adopt(classes, self._of_direction(tree, jobs))
             self._netlink.do([*orphans, links.set_up(tree.index)], besides=(errno.ENOENT,))
+        self._pass_large_segments()
+
+    def _pass_large_segments(self) -> None:
+        """Has the links pass on what jobs send at once, where this kernel does not insist on cutting it there."""
+        if self._largest_bytes == links.LEGACY_SEGMENT_BYTES:
+            return
+        try:
+            self._netlink.do([links.set_segment_size(index, self._largest_bytes) for index in SHAPER_INDICES])
+        except NetlinkError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        else:
+            self._largest_shaped_bytes = self._largest_bytes
 
     def _of_direction(self, tree: Tree, jobs: Mapping[int, Note]) -> dict[int, Member]:
         return {number: tree.member(note.group, note.weight, self._share(tree, note)) for number, note in jobs.items()}
@@ -128,8 +142,10 @@ class Shaper:
     def segments(self, note: Note) -> tuple[int, int]:
         """How many bytes the job, and the broker's end of its link, should send at once."""
         up, down = (tree.fastest_bps(self._share(tree, note)) for tree in (self._up, self._down))
-        up_bytes, down_bytes = (segment_bytes(bps) if math.isfinite(bps) else self._largest_bytes for bps in (up, down))
-        return up_bytes, down_bytes
+        return self._segment_bytes(up), self._segment_bytes(down)
+
+    def _segment_bytes(self, bps: float) -> int:
+        return segment_bytes(bps, self._largest_shaped_bytes) if math.isfinite(bps) else self._largest_bytes
 
     def add(self, number: int, note: Note, index: int, link_name: str) -> list[Request]:
         """Shapes job network `number`, whose link is given; the requests are for the caller to send.

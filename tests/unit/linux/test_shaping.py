@@ -54,3 +54,11 @@ def test_segments_are_short_for_the_rate(rate_bps: float) -> None:
     size = shaping.segment_bytes(rate_bps)
     assert 8_704 <= size <= shaping.LARGEST_SEGMENT_BYTES
     assert size * 8 / rate_bps <= 0.0021 or size == 8_704
+
+
+@given(st.floats(shaping.LOWEST_BPS, shaping.HIGHEST_BPS))
+def test_a_high_rate_has_the_kernels_large_segments(rate_bps: float) -> None:
+    size = shaping.segment_bytes(rate_bps, 524_280)
+    assert shaping.segment_bytes(rate_bps) <= size <= 524_280
+    assert size == shaping.segment_bytes(rate_bps) or size * 8 / rate_bps <= 0.0002
+    assert size == 524_280 or rate_bps < 21e9
