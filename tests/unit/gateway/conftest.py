@@ -28,7 +28,7 @@ from htcondor_vpn.wire.http import HttpConnection
 from htcondor_vpn.wire.tls import TlsStream
 from htcondor_vpn.wire.trust import Trust, pin_of
 
-DEADLINE_SECONDS = 30
+DEADLINE_SECONDS = 90
 
 
 @pytest.hookimpl(tryfirst=True)

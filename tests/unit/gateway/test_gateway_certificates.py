@@ -165,7 +165,7 @@ async def test_revoking_a_certificate_cuts_its_connections(running, ca, ca_file,
         with pytest.raises(ConnectionResetError):
             await client.stream.read()
         client.stream.abort()
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 15
         assert await ask(gateway, paths) == 401
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from htcondor_vpn.wire.trust import read_pins
 
-TIMEOUT_SECONDS = 20
+TIMEOUT_SECONDS = 60
 COMMAND = [sys.executable, "-m", "htcondor_vpn.cli.main", "gateway"]
 
 

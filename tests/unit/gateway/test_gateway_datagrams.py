@@ -50,7 +50,7 @@ class Client:
 
     async def echo(self, payload):
         assert self.pipe.send(payload)
-        return await asyncio.wait_for(self.arrived.get(), 5)
+        return await asyncio.wait_for(self.arrived.get(), 60)
 
 
 @contextlib.asynccontextmanager
@@ -67,7 +67,7 @@ async def way(gateway, port, host="127.0.0.1"):
         client.pipe.close()
 
 
-async def eventually(condition, seconds=10.0):
+async def eventually(condition, seconds=60.0):
     deadline = asyncio.get_running_loop().time() + seconds
     while not condition():
         assert asyncio.get_running_loop().time() < deadline
@@ -111,7 +111,7 @@ async def test_a_capsule_right_behind_the_answer_to_the_upgrade(running):
         client.pipe._flush()
         await asyncio.sleep(0.05)
         client.pipe._queue(capsule[3:])
-        assert await asyncio.wait_for(client.arrived.get(), 5) == b"abc"
+        assert await asyncio.wait_for(client.arrived.get(), 60) == b"abc"
 
 
 async def test_a_port_where_nobody_listens(running):

@@ -44,7 +44,7 @@ async def test_without_flows_it_ends_at_once(running):
     async with running() as gateway:
         await gateway.client()
         gateway.gateway.drain()
-        await asyncio.wait_for(gateway.serving, 20)
+        await asyncio.wait_for(gateway.serving, 60)
 
 
 async def test_a_drain_may_be_cut_short(running, echo_port):
@@ -52,7 +52,7 @@ async def test_a_drain_may_be_cut_short(running, echo_port):
         await gateway.flow(port)
         gateway.gateway.drain()
         gateway.gateway.stop()
-        await asyncio.wait_for(gateway.serving, 20)
+        await asyncio.wait_for(gateway.serving, 60)
 
 
 async def test_the_load_is_that_of_the_limit(running, echo_port):

@@ -31,7 +31,7 @@ async def end(stream):
     stream.sock.shutdown(socket.SHUT_WR)
 
 
-async def eventually(condition, seconds=10.0):
+async def eventually(condition, seconds=60.0):
     """Waits for what no event announces."""
     deadline = asyncio.get_running_loop().time() + seconds
     while not condition():

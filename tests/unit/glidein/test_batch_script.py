@@ -38,7 +38,7 @@ def test_a_warning_ends_the_pilot_and_its_folder_goes(batch, job, tmp_path):
         assert Path(folder).parent == tmp_path / "node"
         assert (mode, link, word) == ("0o600", str(tmp_path / "tool"), "it's $HOME\n")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 23
+        assert process.wait(60) == 23
     assert list((tmp_path / "node").iterdir()) == []
 
 
@@ -71,7 +71,7 @@ def test_a_secret_that_is_missing_is_an_end(job, tmp_path):
     path = tmp_path / "job.sh"
     path.write_text(script(Batch.SLURM, job))
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    done = subprocess.run(["bash", str(path)], env=environment, capture_output=True, timeout=20)
+    done = subprocess.run(["bash", str(path)], env=environment, capture_output=True, timeout=60)
     assert done.returncode == 79
 
 

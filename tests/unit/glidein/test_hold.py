@@ -27,7 +27,7 @@ def test_it_ends_with_the_glidein_and_not_by_signals(glidein):
             holder.wait(0.2)
         glidein.kill()
         glidein.wait()
-        assert holder.wait(30) == 0
+        assert holder.wait(60) == 0
 
 
 def test_a_glidein_that_has_ended_before(glidein):

@@ -52,7 +52,7 @@ def run(body: Any) -> None:
                 for descriptor in end.descriptors:
                     os.close(descriptor)
 
-    asyncio.run(asyncio.wait_for(main(), 20))
+    asyncio.run(asyncio.wait_for(main(), 60))
 
 
 def test_more_than_the_kernel_takes_at_once_keeps_its_order() -> None:
@@ -132,7 +132,7 @@ def test_last_words_wait_for_who_hears_them_late_but_not_for_ever(hears: bool) -
         other.close()
         return heard
 
-    assert len(asyncio.run(asyncio.wait_for(body(), 20))) == (1000 if hears else 0)
+    assert len(asyncio.run(asyncio.wait_for(body(), 60))) == (1000 if hears else 0)
 
 
 def test_the_last_words_come_before_the_end() -> None:

@@ -224,7 +224,7 @@ class Running:
         assert self.process.stdout is not None
         self.output = self.process.stdout
 
-    def block(self, timeout_seconds: float = 5) -> str:
+    def block(self, timeout_seconds: float = 60) -> str:
         """Returns the lines up to the next one that begins with `-`."""
         deadline, text = time.monotonic() + timeout_seconds, b""
         while not re.search(rb"^-.*\n", text, re.MULTILINE):
@@ -255,10 +255,13 @@ def running(tmp_path: Path) -> Iterator[Running]:
 
 def test_a_change_gets_out_within_a_second(tmp_path: Path, running: Running) -> None:
     assert 'VpnState = "up"' in running.block()
-    put(tmp_path, state(state="down"))
-    start = time.monotonic()
-    assert 'VpnState = "down"' in running.block(5)
-    assert time.monotonic() - start < 2
+    taken = []
+    for word in ("down", "up", "down", "up"):
+        put(tmp_path, state(state=word))
+        start = time.monotonic()
+        assert f'VpnState = "{word}"' in running.block()
+        taken.append(time.monotonic() - start)
+    assert sorted(taken)[-2] < 2, taken  # a machine may be held up once
     (tmp_path / "state.json").unlink()
     assert 'VpnState = "stopped"' in running.block()
 
@@ -266,7 +269,7 @@ def test_a_change_gets_out_within_a_second(tmp_path: Path, running: Running) -> 
 def test_it_ends_when_nobody_reads(running: Running) -> None:
     running.block()
     running.output.close()
-    assert running.process.wait(5) == 0
+    assert running.process.wait(60) == 0
 
 
 @pytest.mark.alone

@@ -20,7 +20,7 @@ def test_two_callers_at_once_make_it_once(tmp_path):
 
     def make():
         made.append(threading.current_thread())
-        assert second_is_there.wait(20)
+        assert second_is_there.wait(60)
         with replaced(folder) as (new, _):
             (new / "program").touch()
 
@@ -30,7 +30,7 @@ def test_two_callers_at_once_make_it_once(tmp_path):
         first.join(0.01)
     second.start()
     for each in (first, second):
-        each.join(20)
+        each.join(60)
     assert made == [first]
     assert [path.name for path in folder.iterdir()] == ["program"]
 

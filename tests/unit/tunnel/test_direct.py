@@ -83,7 +83,7 @@ def carrier(source=HOST, servers=(), **options):
 
 
 def run(coroutine):
-    return asyncio.run(asyncio.wait_for(coroutine, 30))
+    return asyncio.run(asyncio.wait_for(coroutine, 60))
 
 
 def test_a_flow_is_a_connection():

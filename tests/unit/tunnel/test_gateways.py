@@ -53,7 +53,7 @@ def _talk(server_context, certificate, body, *says):
                 for stream in held:
                     stream.abort()
 
-    return asyncio.run(asyncio.wait_for(main(), 20))
+    return asyncio.run(asyncio.wait_for(main(), 60))
 
 
 def test_the_address_that_answered_is_tried_first_from_then_on(certificate, server_context):

@@ -93,7 +93,7 @@ def scenario(monkeypatch: pytest.MonkeyPatch, play: Any) -> None:
     async def run() -> None:
         inside = Inside(monkeypatch)
         try:
-            await asyncio.wait_for(play(inside), 20)
+            await asyncio.wait_for(play(inside), 60)
         finally:
             inside.holder.finish()
             await asyncio.sleep(0)

@@ -41,7 +41,7 @@ class Scripted:
 
 
 def run(coroutine):
-    return asyncio.run(asyncio.wait_for(coroutine, 20))
+    return asyncio.run(asyncio.wait_for(coroutine, 60))
 
 
 def http_proxy(server, credentials=None):

@@ -35,7 +35,7 @@ def run(body: Callable[[Workers], Awaitable[None]], count: int = 2, workers: Wor
             await used.finish()
         assert not used.processes
 
-    asyncio.run(asyncio.wait_for(main(), 30))
+    asyncio.run(asyncio.wait_for(main(), 90))
 
 
 async def until(done: Callable[[], object]) -> None:
@@ -129,10 +129,10 @@ def test_flows_are_spread_and_who_dies_takes_its_own() -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> float:
-    """Within half of the returned seconds, a worker that is stopped is killed."""
+    """Within half of the returned seconds a worker that is stopped is killed, not one that waits for its turn."""
     for module in ("worker", "workers"):
-        monkeypatch.setattr(f"htcondor_vpn.tunnel.workers.{module}.TELL_SECONDS", 0.05)
-    return 1.0
+        monkeypatch.setattr(f"htcondor_vpn.tunnel.workers.{module}.TELL_SECONDS", 0.2)
+    return 4.0
 
 
 def test_who_is_stopped_gets_no_new_flow_and_is_replaced(quick: float) -> None:
@@ -170,7 +170,7 @@ def test_who_is_stopped_gets_no_new_flow_and_is_replaced(quick: float) -> None:
 def test_nobody_is_killed_where_all_were_stopped(quick: float) -> None:
     async def body(workers: Workers) -> None:
         flow, before = Flow(workers), list(workers.processes)
-        for _ in range(3):
+        for _ in range(2):
             for process in before:
                 os.kill(process.child.pid, signal.SIGSTOP)
             select.select([], [], [], quick)  # this process does nothing as well; that it lasts is the experiment

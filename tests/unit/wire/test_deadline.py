@@ -9,7 +9,7 @@ from htcondor_vpn.wire.deadline import Deadline, Revocable, cancel
 
 
 def run(coroutine):
-    return asyncio.run(asyncio.wait_for(coroutine, 20))
+    return asyncio.run(asyncio.wait_for(coroutine, 60))
 
 
 def test_a_deadline_ends_what_is_within():

@@ -15,7 +15,7 @@ from htcondor_vpn.wire.stream import PlainStream
 from htcondor_vpn.wire.tls import TlsStream
 from htcondor_vpn.wire.trust import Trust, pin_of
 
-DEADLINE_SECONDS = 20
+DEADLINE_SECONDS = 60
 
 
 def run(coroutine):

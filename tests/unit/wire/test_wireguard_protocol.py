@@ -68,7 +68,7 @@ async def device(*answers):
 
 
 def run(body):
-    return asyncio.run(asyncio.wait_for(body, 20))
+    return asyncio.run(asyncio.wait_for(body, 60))
 
 
 def test_what_is_asked():

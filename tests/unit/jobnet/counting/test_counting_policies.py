@@ -74,7 +74,7 @@ async def until(condition):
         while not condition():
             await asyncio.sleep(0.005)  # what happens in another task tells nobody
 
-    await asyncio.wait_for(wait(), 10)
+    await asyncio.wait_for(wait(), 60)
 
 
 def test_jobs_share_a_chain(scenario):
