@@ -15,7 +15,7 @@ from htcondor_vpn.shipped import CONDOR_CONFIG, shipped
 from htcondor_vpn.testbed.host import Host
 
 #: How long condor_master gets to end its daemons before it is killed. SIGQUIT is its fast shutdown.
-STOP_SECONDS = 15.0
+STOP_SECONDS = 60.0
 
 #: Where both the pool and its pilots expect identities and tokens to come from.
 TRUST_DOMAIN = "testbed"

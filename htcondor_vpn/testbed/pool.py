@@ -23,7 +23,10 @@ from htcondor_vpn.testbed.host import Host
 from htcondor_vpn.testbed.pilot_config import PilotConfig
 
 PORT = 9618
-START_SECONDS = 30.0
+START_SECONDS = 120.0
+
+#: For what is to happen in a pool, however busy the machine is; without load most of it takes seconds.
+WAIT_SECONDS = 180.0
 
 #: Numbers of the job event log (HTCondor's manual, "Job Event Log Codes").
 EXECUTING, TERMINATED, ABORTED, HELD = 1, 5, 9, 12
@@ -77,7 +80,7 @@ class CentralManager:
         if self._master is None or self._master.poll() is not None:
             raise RuntimeError(f"condor_master ended; see {self.instance.folder}/log")
         try:
-            return "pool@" in self.tool("condor_status", "-schedd", "-af", "Name", timeout_seconds=5) or None
+            return "pool@" in self.tool("condor_status", "-schedd", "-af", "Name") or None
         except ProgramFailed:
             return None  # no collector yet
 
@@ -86,12 +89,12 @@ class CentralManager:
         if self._master is not None:
             self._master.stop()
 
-    def tool(self, name: str, *arguments: str, stdin: str = "", timeout_seconds: float = 30) -> str:
+    def tool(self, name: str, *arguments: str, stdin: str = "", timeout_seconds: float = 90) -> str:
         """Runs one of HTCondor's tools as the pool's owner and returns what it prints; raises `ProgramFailed`."""
         argv = self.instance.command(name, *arguments)
         return self.host.run(argv, stdin=stdin, timeout_seconds=timeout_seconds, check=True).stdout
 
-    def ads(self, name: str, *arguments: str, timeout_seconds: float = 30) -> list[Any]:
+    def ads(self, name: str, *arguments: str, timeout_seconds: float = 90) -> list[Any]:
         """Runs a tool that prints ads with `-long` and returns them as `classad2.ClassAd`s."""
         return list(classad2.parseAds(self.tool(name, *arguments, "-long", timeout_seconds=timeout_seconds)))
 
@@ -115,7 +118,7 @@ class CentralManager:
         attributes = ["-attributes", ",".join(projection)] if projection else []
         return self.ads("condor_status", "-constraint", constraint, *attributes)
 
-    def wait_for_startd(self, name: str, deadline_seconds: float = 60, constraint: str = "true") -> Any:
+    def wait_for_startd(self, name: str, deadline_seconds: float = WAIT_SECONDS, constraint: str = "true") -> Any:
         """Waits until the partitionable slot of pilot `name` is in the collector and satisfies `constraint`.
 
         Returns its ad; raises TimeoutError.
@@ -184,7 +187,7 @@ class CentralManager:
         found = self.ads("condor_q", f"{cluster}.{process}")
         return found[0] if found else None
 
-    def wait_for_history(self, cluster: int, deadline_seconds: float = 60, process: int = 0) -> Any:
+    def wait_for_history(self, cluster: int, deadline_seconds: float = WAIT_SECONDS, process: int = 0) -> Any:
         """Waits until a job has left the queue and returns its ad from the history.
 
         Raises TimeoutError, which says how the job fares: its last event and, if it is held, why.
@@ -201,7 +204,9 @@ class CentralManager:
             last = events[-1].text if events else "none"
             raise TimeoutError(f"{error}; its last event: {last}\n{self.instance.log_tail()}") from None
 
-    def wait_for_event(self, cluster: int, number: int, deadline_seconds: float = 60, process: int = 0) -> JobEvent:
+    def wait_for_event(
+        self, cluster: int, number: int, deadline_seconds: float = WAIT_SECONDS, process: int = 0
+    ) -> JobEvent:
         """Waits for an event of a job (`EXECUTING`, `HELD`, … or any other number); raises TimeoutError."""
 
         def event() -> JobEvent | None:
@@ -209,7 +214,7 @@ class CentralManager:
 
         return wait_until(f"event {number} of job {cluster}.{process}", deadline_seconds, event, 0.05)
 
-    def wait_for_hold(self, cluster: int, deadline_seconds: float = 60, process: int = 0) -> Any:
+    def wait_for_hold(self, cluster: int, deadline_seconds: float = WAIT_SECONDS, process: int = 0) -> Any:
         """Waits until a job is held and returns its ad: `HoldReason`, `HoldReasonCode`, `HoldReasonSubCode`."""
         self.wait_for_event(cluster, HELD, deadline_seconds, process)
         return wait_until(
@@ -227,7 +232,7 @@ class CentralManager:
         found = re.findall(r"(?ms)^(\d{3}) \(\d+\.(\d+)\.\d+\) (.*?)\n\.\.\.$", text)
         return [JobEvent(int(number), int(process), words) for number, process, words in found]
 
-    def ssh_to_job(self, cluster: int, command: str, deadline_seconds: float = 60) -> str:
+    def ssh_to_job(self, cluster: int, command: str, deadline_seconds: float = WAIT_SECONDS) -> str:
         """Runs a shell command in a running job's surroundings (condor_ssh_to_job) and returns what it prints.
 
         The access point hears of the job's starter a little later than of its start, hence the retries. Raises

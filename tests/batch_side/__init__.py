@@ -21,6 +21,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -66,10 +67,11 @@ class Job:
     def abandon(self) -> None:
         """Kills what supervises it, and all processes that it knows to be the job's. May be repeated."""
         assert self._process.stdin is not None
-        if self._process.poll() is None:
-            self._order("kill")
-        self._process.stdin.close()
-        self._process.wait(30)
+        with suppress(BrokenPipeError):  # it has just ended
+            if self._process.poll() is None:
+                self._order("kill")
+            self._process.stdin.close()
+        self._process.wait(60)
 
 
 class BatchSystem:

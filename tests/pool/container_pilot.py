@@ -20,5 +20,5 @@ def container_pilot(site, pool, folders, name, program, image):
         log.touch()
         with Master(site.node, config, launcher=gateway.run_argv([], "-v")):
             wait_for_log(log, b"the tunnel is up")
-            pool.wait_for_startd(name, 60, 'VpnState == "up"')
+            pool.wait_for_startd(name, constraint='VpnState == "up"')
             yield config

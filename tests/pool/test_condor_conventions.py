@@ -3,7 +3,7 @@
 import pytest
 
 from htcondor_vpn.testbed.condor_folder import Master, wait_until
-from htcondor_vpn.testbed.pool import EXECUTING
+from htcondor_vpn.testbed.pool import EXECUTING, WAIT_SECONDS
 
 pytestmark = pytest.mark.pool
 
@@ -94,6 +94,6 @@ def test_the_update_hook_is_called_while_the_job_runs(pool, pilot, notes):
         text = (notes / "update.ad").read_text() if (notes / "update.ad").exists() else ""
         return text if "Mine = 12\n" in text and "JobPid = " in text else None
 
-    assert wait_until("a call of the update hook with the job's process", 20, called)
+    assert wait_until("a call of the update hook with the job's process", WAIT_SECONDS, called)
     pool.remove(cluster)
     pool.wait_for_history(cluster)

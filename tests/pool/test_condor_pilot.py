@@ -11,7 +11,7 @@ import pytest
 from htcondor_vpn.glidein.batch_script import Batch, BatchJob, script
 from htcondor_vpn.testbed.condor_folder import wait_until
 from htcondor_vpn.testbed.gateway import SiteGateway, vpn_command
-from htcondor_vpn.testbed.pool import EXECUTING
+from htcondor_vpn.testbed.pool import EXECUTING, WAIT_SECONDS
 from htcondor_vpn.testbed.services import url
 
 LEAD_SECONDS = 65  # a minute of which is for evicting jobs
@@ -58,7 +58,7 @@ def pilot_argv(pool, gateway, folder, name, condor, *more):
 
 def wait_for_slot(pool, name):
     wanted = f'Name == "slot1@{name}@pilots" && VpnState == "up"'
-    return wait_until(f"the slot of {name}", 60, lambda: next(iter(pool.slots(wanted)), None))
+    return wait_until(f"the slot of {name}", WAIT_SECONDS, lambda: next(iter(pool.slots(wanted)), None))
 
 
 def test_a_job_runs_and_the_batch_systems_warning_ends_the_pilot_in_order(site, services, pool, gateway, tmp_path):
@@ -78,7 +78,7 @@ def test_a_job_runs_and_the_batch_systems_warning_ends_the_pilot_in_order(site, 
     batch.warn()
     assert batch.process.wait(LEAD_SECONDS) == 0, batch.log.read_text()
     assert list(batch.tmp.iterdir()) == []
-    wait_until("the job is in the queue again", 30, lambda: pool.queue(cluster)["JobStatus"] == 1 or None)
+    wait_until("the job is in the queue again", WAIT_SECONDS, lambda: pool.queue(cluster)["JobStatus"] == 1 or None)
     pool.remove(cluster)
 
 
@@ -90,15 +90,15 @@ def test_killed_at_the_end_nothing_runs_on(site, pool, gateway, tmp_path):
     for pid in (batch.process.pid, *children(batch.process.pid)):
         os.kill(pid, signal.SIGKILL)
     batch.process.wait()
-    wait_until("the pilot's processes have gone", 15, lambda: not set(site.processes()) - before or None)
+    wait_until("the pilot's processes have gone", 60, lambda: not set(site.processes()) - before or None)
 
 
 def test_a_pilot_that_knows_its_lifetime_ends_by_itself(site, pool, gateway, tmp_path):
-    more = "--lead", "60", "--lifetime", "100"  # it begins to end after 40 s
+    more = "--lead", "60", "--lifetime", "140"  # it begins to end after 80 s
     argv = pilot_argv(pool, gateway, tmp_path, "short", pool.instance.prefix, *more)
     batch = BatchSystem(site.node, tmp_path, script(Batch.SLURM, BatchJob("pilot", argv, 600, 60)))
     wait_for_slot(pool, "short")
-    assert batch.process.wait(100) == 0, batch.log.read_text()
+    assert batch.process.wait(140) == 0, batch.log.read_text()
     assert list(batch.tmp.iterdir()) == []
 
 

@@ -16,6 +16,7 @@ from glidein_side.factory_stage import FactoryStage
 
 from htcondor_vpn.testbed import plan
 from htcondor_vpn.testbed.condor_folder import wait_until
+from htcondor_vpn.testbed.pool import WAIT_SECONDS
 from htcondor_vpn.testbed.proxies import Squid
 from htcondor_vpn.testbed.services import url
 
@@ -23,7 +24,7 @@ CHECKOUT = os.environ.get("HTCONDOR_VPN_TEST_GLIDEINWMS", "")
 pytestmark = pytest.mark.skipif(not CHECKOUT, reason="HTCONDOR_VPN_TEST_GLIDEINWMS names no checkout of GlideinWMS")
 
 BYTES = 3_000_000
-END_SECONDS = 15
+END_SECONDS = 40
 WEB = str(plan.WORLD["http"].v4)
 
 
@@ -62,7 +63,7 @@ def start(site, pool, start_folder, tmp_path):
     for process in processes:
         process.kill()
         process.wait()
-    wait_until("nothing is left", 30, lambda: set(site.processes_of_node()) <= before or None)
+    wait_until("nothing is left", 60, lambda: set(site.processes_of_node()) <= before or None)
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def launched(site, services, pool, gateway, bundle, start, start_folder, tmp_pat
 def must_run_a_job_and_end(site, pool, process, start_folder, log, mode):
     try:
         slot = wait_until(
-            "the glidein's slot", 120,
+            "the glidein's slot", WAIT_SECONDS,
             lambda: next(iter(pool.slots('GLIDEIN_VPN_Up && VpnState == "up" && GLIDEIN_Entry_Name == "TEST"')), None),
         )  # fmt: skip
     except TimeoutError:
@@ -93,7 +94,7 @@ def must_run_a_job_and_end(site, pool, process, start_folder, log, mode):
     assert slot["GLIDEIN_VPN_Mode"] == mode
     lines = f"#!/bin/sh\ncurl -sS {url(f'/bytes/{BYTES}')} | wc -c\n"
     cluster = pool.submit({"executable": "job.sh"}, {"job.sh": lines})
-    job = pool.wait_for_history(cluster, 120)
+    job = pool.wait_for_history(cluster)
     assert job["ExitCode"] == 0, pool.file(cluster, "err.0")
     assert int(pool.file(cluster, "out.0")) == BYTES
     assert job["ChirpNetworkBytesIn"] > BYTES
@@ -111,7 +112,7 @@ def must_run_a_job_and_end(site, pool, process, start_folder, log, mode):
 
     wait_until("nothing is left", END_SECONDS, lambda: left() == [] or None)
     assert time.monotonic() - begin < END_SECONDS
-    wait_until("the ads are withdrawn", 5, lambda: pool.slots('GLIDEIN_Entry_Name == "TEST"') == [] or None)
+    wait_until("the ads are withdrawn", 60, lambda: pool.slots('GLIDEIN_Entry_Name == "TEST"') == [] or None)
     assert [path.name for path in start_folder.glob("glide_*")] == []
 
 

@@ -11,7 +11,7 @@ from htcondor_vpn.testbed import plan
 from htcondor_vpn.testbed.condor_folder import Master, wait_until
 from htcondor_vpn.testbed.gateway import SiteGateway
 from htcondor_vpn.testbed.logs import wait_for_log
-from htcondor_vpn.testbed.pool import EXECUTING
+from htcondor_vpn.testbed.pool import EXECUTING, WAIT_SECONDS
 
 pytest.importorskip("classad2", reason="a policy file needs HTCondor's Python bindings")
 pytestmark = pytest.mark.pool
@@ -61,7 +61,7 @@ def pilot(site, pool, ledgers, tmp_path_factory):
     with SiteGateway(site.dmz, tmp_path_factory.mktemp("gateway")) as gateway:
         with Master(site.node, config, launcher=gateway.run_argv([], "-v")) as master:
             wait_for_log(log, b"the tunnel is up")
-            pool.wait_for_startd(NAME, 60, 'VpnState == "up"')
+            pool.wait_for_startd(NAME, constraint='VpnState == "up"')
             yield config
             assert master.poll() is None
 
@@ -82,7 +82,7 @@ def test_a_job_is_accounted_for_everywhere(pool, pilot, ledgers, far_side):
         found = pool.slots(f'regexp("@{NAME}@", Name) && VpnJobBytesIn >= {SIZE}')
         return found[0] if found else None
 
-    busy = wait_until("the slot's word about its job", 60, slot)
+    busy = wait_until("the slot's word about its job", WAIT_SECONDS, slot)
     assert busy["Name"].startswith("slot1_")
     assert busy["VpnJobConnections"] == 1
     assert not pool.slots(f'Name == "slot1@{NAME}@testbed" && VpnJobBytesIn isnt undefined')
@@ -95,7 +95,9 @@ def test_a_job_is_accounted_for_everywhere(pool, pilot, ledgers, far_side):
     assert ad["ChirpNetworkCampusConnections"] == 2
     assert ad["NetworkIncomingInternal"] == ad["ChirpNetworkCampusBytesIn"]
     assert ad["ChirpNetworkPeakMbpsIn"] >= ad["ChirpNetworkMeanMbpsIn"] > 0
-    epoch = next(ad for ad in pool.ads("condor_history", "-epochs", f"{cluster}.0"))
+    epoch = wait_until(
+        "the epoch's ad", WAIT_SECONDS, lambda: next(iter(pool.ads("condor_history", "-epochs", f"{cluster}.0")), None)
+    )
     assert epoch["ChirpNetworkCampusBytesIn"] >= SIZE
 
     flights = json.loads(pool.file(cluster, "vpn-flight-recorder.json"))
@@ -108,6 +110,6 @@ def test_a_job_is_accounted_for_everywhere(pool, pilot, ledgers, far_side):
         rows = [row for path in ledgers.glob("jobs-*.db") for row in ledger.read(path)]
         return next((row for row in rows if row["job"] == ad["GlobalJobId"] and row["ended"]), None)
 
-    row = wait_until("the job in the ledger", 30, kept)
+    row = wait_until("the job in the ledger", WAIT_SECONDS, kept)
     assert (row["outcome"], row["bytes_in"]) == ("ended", ad["ChirpNetworkBytesIn"])
     assert row["slot"] == busy["Name"].partition("@")[0]

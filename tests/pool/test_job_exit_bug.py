@@ -7,11 +7,9 @@ the access point never hears of the job's end. When this test fails on sid, upst
 import pytest
 
 from htcondor_vpn.testbed.condor_folder import Master, wait_until
-from htcondor_vpn.testbed.pool import EXECUTING
+from htcondor_vpn.testbed.pool import EXECUTING, WAIT_SECONDS
 
 pytestmark = pytest.mark.pool
-
-DEADLINE_SECONDS = 60
 
 
 @pytest.fixture
@@ -35,7 +33,7 @@ def test_a_job_exit_hook_makes_a_job_run_for_ever_on_25_only(pool, pilot_with_ho
         return "ends" if pool.ads("condor_history", str(cluster)) else None
 
     try:
-        assert wait_until("a job's end or second start", DEADLINE_SECONDS, outcome) == {
+        assert wait_until("a job's end or second start", WAIT_SECONDS, outcome) == {
             "trixie": "ends", "sid": "runs again"
         }[suite]  # fmt: skip
     finally:

@@ -16,7 +16,7 @@ from htcondor_vpn.linux.programs import ProgramFailed
 from htcondor_vpn.testbed.condor_folder import Master, wait_until
 from htcondor_vpn.testbed.headers import payload_bytes
 from htcondor_vpn.testbed.logs import wait_for_log
-from htcondor_vpn.testbed.pool import ABORTED, EXECUTING
+from htcondor_vpn.testbed.pool import ABORTED, EXECUTING, WAIT_SECONDS
 from htcondor_vpn.testbed.rates import assert_rate
 
 HELPERS = Path(__file__).parents[1] / "linux"
@@ -39,7 +39,7 @@ def pilot(site, pool, gateway, tmp_path_factory):
     log.touch()
     with Master(site.node, config, launcher=gateway.run_argv([], "-v")) as master:
         wait_for_log(log, b"the tunnel is up")
-        pool.wait_for_startd(NAME, 60, 'VpnState == "up"')
+        pool.wait_for_startd(NAME, constraint='VpnState == "up"')
         yield config
         assert master.poll() is None
 
@@ -93,7 +93,7 @@ def test_totals_while_the_job_runs(pool, pilot, far_side):
     cluster = submit(pool, f"{client('get', 5_000_000, far_side)}; exec sleep 1000")
     wait_until(
         "the bytes of the running job",
-        60,
+        WAIT_SECONDS,
         lambda: next((ad for ad in [pool.queue(cluster)] if ad and ad.get("ChirpNetworkBytesIn", 0) >= 5e6), None),
     )
     pool.remove(cluster)
@@ -102,7 +102,7 @@ def test_totals_while_the_job_runs(pool, pilot, far_side):
 def test_removed_job_is_told_and_counted(pool, pilot, far_side):
     script = f"trap 'exit 3' TERM; {client('get', 3_000_000, far_side)}; touch done; while :; do sleep 0.1; done"
     cluster = submit(pool, script)
-    wait_until("the transfer", 60, lambda: _session(pool, cluster, "cat done && echo there"))
+    wait_until("the transfer", WAIT_SECONDS, lambda: _session(pool, cluster, "cat done && echo there"))
     pool.remove(cluster)
     pool.wait_for_event(cluster, ABORTED)
     ad = pool.wait_for_history(cluster)
@@ -121,7 +121,7 @@ def test_chirp_and_ssh_in_the_jobs_network(pool, pilot):
     script = f"readlink /proc/self/ns/net; {chirp} set_job_attr_delayed ChirpMine 42; exec sleep 1000"
     cluster = submit(pool, script, stream_output="true")
     pool.wait_for_event(cluster, EXECUTING)
-    inside = wait_until("the job's namespace", 30, lambda: pool.file(cluster, "out.0").decode().strip() or None)
+    inside = wait_until("the job's namespace", WAIT_SECONDS, lambda: _said(pool, cluster))
     assert pool.ssh_to_job(cluster, "readlink /proc/self/ns/net").strip() == inside
     pool.remove(cluster)
     assert pool.wait_for_history(cluster)["ChirpMine"] == 42
@@ -131,21 +131,23 @@ def test_job_goes_on_while_the_broker_is_replaced(pool, pilot, far_side, site):
     size = 5_000_000
     script = f"{client('get', size, far_side)}; while [ ! -e go ]; do sleep 0.1; done; {client('get', size, far_side)}"
     cluster = submit(pool, script, stream_output="true", **{"+VpnBandwidthMbps": "100"})
-    wait_until(
-        "the first transfer", 60, lambda: (pool.file(cluster, "out.0") or None) if _runs(pool, cluster) else None
-    )
+    wait_until("the first transfer", WAIT_SECONDS, lambda: _said(pool, cluster))
     (path,) = Path(tempfile.gettempdir()).glob("htcondor-vpn-*/broker.sock")
     killed = _listener(path)
     os.kill(killed, signal.SIGKILL)
-    wait_until("another broker", 10, lambda: _listener(path) not in (None, killed) or None)
+    wait_until("another broker", 60, lambda: _listener(path) not in (None, killed) or None)
     pool.ssh_to_job(cluster, "touch go")
     ad = pool.wait_for_history(cluster)
     assert ad["ExitCode"] == 0
     assert payload_bytes(ad, "In") == pytest.approx(2 * size, rel=0.01)
 
 
-def _runs(pool, cluster):
-    return any(event.number == EXECUTING for event in pool.events(cluster))
+def _said(pool, cluster):
+    """What a job with `stream_output` has printed so far, None if it is nothing."""
+    try:
+        return pool.file(cluster, "out.0").decode().strip() or None
+    except FileNotFoundError:
+        return None
 
 
 def _listener(path):
@@ -169,7 +171,7 @@ def test_pool_reaches_the_pilot_again_soon_after_its_engine_died(pilot):
     seen_bytes = log.stat().st_size
     for engine in set(own) - {broker}:
         os.kill(engine, signal.SIGKILL)
-    wait_for_log(log, b"CCBListener: registered with CCB server", start_bytes=seen_bytes)
+    wait_for_log(log, b"CCBListener: registered with CCB server", start_bytes=seen_bytes, timeout_seconds=40)
 
 
 def test_death_by_signal_is_the_jobs(pool, pilot):
@@ -188,7 +190,7 @@ def test_job_goes_back_to_the_queue_when_its_wrapper_cannot_run_it(pool, pilot):
 
 
 def test_nothing_is_left(pilot):
-    wait_until("no wrapper is left", 30, lambda: True if not _wrappers() else None)
+    wait_until("no wrapper is left", 60, lambda: True if not _wrappers() else None)
 
 
 def _wrappers():

@@ -25,7 +25,7 @@ def pilot(site, pool, tmp_path_factory):
         log.touch()
         with Master(site.node, config, launcher=gateway.run_argv([], "-v")) as master:
             wait_for_log(log, b"the tunnel is up")
-            pool.wait_for_startd(NAME, 60, 'VpnState == "up"')
+            pool.wait_for_startd(NAME, constraint='VpnState == "up"')
             yield config
             assert master.poll() is None
 

@@ -12,6 +12,6 @@ def test_its_daemons_do_not_take_the_collector_for_one_of_their_own(site, pool, 
     own = "USE_SHARED_PORT = False", "SHARED_PORT_PORT = 9618", "UPDATE_INTERVAL = 300", "MASTER_UPDATE_INTERVAL = 300"
     config.add(*own, name="10-own.conf")
     with Master(site.node, config, launcher=gateway.run_argv([])):
-        pool.wait_for_startd(NAME, 60, 'VpnState == "up"')
+        pool.wait_for_startd(NAME, constraint='VpnState == "up"')
     for name in ("MasterLog", "StartLog"):
         assert "rejected our session" not in (config.folder / "log" / name).read_text()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from htcondor_vpn.cli.main import main
-from htcondor_vpn.testbed.condor_folder import Master, wait_until
+from htcondor_vpn.testbed.condor_folder import Master
 from htcondor_vpn.testbed.logs import wait_for_log
 from htcondor_vpn.testbed.rates import assert_rate
 
@@ -57,7 +57,7 @@ def log(site, pool, gateway, policy, tmp_path_factory):
     log.touch()
     with Master(site.node, config, launcher=gateway.run_argv([], "-v")) as master:
         wait_for_log(log, b"the tunnel is up")
-        pool.wait_for_startd(NAME, 60, 'VpnState == "up"')
+        pool.wait_for_startd(NAME, constraint='VpnState == "up"')
         yield log
         assert master.poll() is None
 
@@ -80,7 +80,7 @@ def test_a_rule_by_owner_request_and_slot_decides(pool, log, far_side):
 
 
 def test_a_denied_destination_refuses(pool, log, far_side):
-    connect = f"{sys.executable} -c 'import socket; socket.create_connection((\"{far_side}\", 7000), 10)'"
+    connect = f"{sys.executable} -c 'import socket; socket.create_connection((\"{far_side}\", 7000), 60)'"
     clusters = {walled: submit(pool, connect, **{"+Walled": walled}) for walled in ("true", "false")}
     assert pool.wait_for_history(clusters["false"])["ExitCode"] == 0
     assert pool.wait_for_history(clusters["true"])["ExitCode"] == 1
@@ -107,9 +107,8 @@ def test_a_job_ad_among_the_jobs_files_decides_nothing(pool, log):
     forged = 'Owner = "{owner}"\nRequestCpus = 2\nVpnUpMbps = 30\n'
     cluster = submit(pool, 'grep -c VpnUpMbps "$_CONDOR_JOB_AD"', {".job.ad": forged})
     assert pool.wait_for_history(cluster)["ExitCode"] == 0, "the job's file has not taken the place of the starter's"
-    new = wait_until("the decision", 20, lambda: log.read_bytes()[before:] or None)
-    assert b"by the-rest, up 5, down 5 Mbit/s" in new
-    assert b"by two-cpus" not in new
+    wait_for_log(log, b"by the-rest, up 5, down 5 Mbit/s", start_bytes=before)
+    assert b"by two-cpus" not in log.read_bytes()[before:]
 
 
 def test_explain_says_what_the_pilot_did(pool, log, policy, capsys):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from htcondor_vpn.testbed.condor_folder import Master
+from htcondor_vpn.testbed.condor_folder import Master, wait_until
 from htcondor_vpn.testbed.logs import wait_for_log
 from htcondor_vpn.testbed.pool import ABORTED, EXECUTING, TERMINATED
 
@@ -90,4 +90,4 @@ def test_a_pilot_leaves_no_process(pool, site, tmp_path):
         assert master.stop() == 0
     pool.remove(cluster)
     pool.wait_for_history(cluster)
-    assert set(site.processes()) - before == set()
+    wait_until("all processes have gone", 60, lambda: set(site.processes()) <= before or None)

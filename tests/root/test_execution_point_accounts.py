@@ -52,6 +52,7 @@ ip -n world link set w0 up
 ip -n world link set lo up
 ip route add default via 192.0.2.1
 ip netns exec world "$python" -m http.server 8080 --bind 198.51.100.1 --directory world >/dev/null 2>&1 &
+until curl -s -m 5 -o /dev/null http://198.51.100.1:8080/file; do sleep 0.1; done
 "$python" -c "$@"
 """
 
@@ -74,20 +75,20 @@ print(json.dumps([done.returncode, done.stdout, done.stderr]))
 
 #: Runs on that host: the service, then what is asked of it; prints one JSON object.
 TRIAL = """
-import json, os, subprocess, sys, tempfile
+import errno, json, os, subprocess, sys, tempfile, time
 checkout, accounts = sys.argv[1], json.loads(sys.argv[2])
 argv = [sys.executable, "-m", "htcondor_vpn.cli.main", "execution-point", "--dir", "/run/htcondor-vpn"]
 service = subprocess.Popen(argv, cwd=checkout, stdout=subprocess.PIPE, stderr=open("broker.log", "w"), text=True)
 assert service.stdout.readline() == "ready\\n", open("broker.log").read()
 environ = {**os.environ, "PYTHONHOME": sys.base_prefix}
 job = ("id -u; grep -c 'CapEff:.0000000000000000' /proc/self/status; grep -c 'NoNewPrivs:.1' /proc/self/status;"
-       "curl -s -m 10 http://198.51.100.1:8080/file; ping -c 1 -W 5 198.51.100.1 | grep -c '1 received';"
+       "curl -s -m 20 http://198.51.100.1:8080/file; ping -c 1 -W 20 198.51.100.1 | grep -c '1 received';"
        "nsenter -t 1 -n true 2>&1 | grep -c denied; curl -s -m 5 http://192.0.2.2:22/ || echo refused")
 def starter(uid, name, *command, **more):
     argv = ["starter.py", str(uid), f"/run/host/{name}", "/run/htcondor-vpn/libexec", *command]
     return subprocess.Popen(["./condor_starter", "-S", *argv], env=environ, stdout=subprocess.PIPE, text=True, **more)
 running = [starter(uid, f"job{uid}", "/bin/sh", "-c", job) for uid in accounts]
-told = {"jobs": [json.loads(each.communicate(timeout=60)[0]) for each in running]}
+told = {"jobs": [json.loads(each.communicate(timeout=100)[0]) for each in running]}
 wrapper = ["setpriv", f"--reuid={accounts[0]}", f"--regid={accounts[0]}", "--clear-groups"]
 said = subprocess.run([*wrapper, "/run/htcondor-vpn/libexec/job-wrapper", "true"], capture_output=True, text=True)
 told["stranger"] = [said.returncode, said.stderr]
@@ -112,11 +113,19 @@ def in_cgroups():
             found.append(json.loads(said.stdout))
         return found
     finally:
+        deadline = time.monotonic() + 60
         for group in (*reversed(groups), top):
-            os.rmdir(group)
+            while True:
+                try:
+                    os.rmdir(group)
+                    break
+                except OSError as error:  # what was in it may still be ending
+                    if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.05)
 told["cgroups"] = in_cgroups()
 service.terminate()
-told["service"] = service.wait(20)
+told["service"] = service.wait(60)
 told["links"] = subprocess.run(["ip", "link"], capture_output=True, text=True).stdout.count("htv")
 told["tables"] = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True).stdout
 told["forwarding"] = open("/proc/sys/net/ipv4/ip_forward").read().strip()
@@ -131,7 +140,7 @@ def told():
     trial = [TRIAL, str(CHECKOUT), json.dumps(ACCOUNTS)]
     done = subprocess.run(
         [*APART, "sh", "-euc", HOST, "host", sys.executable, STARTER, *trial], capture_output=True, text=True,
-        timeout=120, preexec_fn=functools.partial(die_with_parent, signal.SIGKILL),
+        timeout=360, preexec_fn=functools.partial(die_with_parent, signal.SIGKILL),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

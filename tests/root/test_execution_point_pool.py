@@ -68,10 +68,10 @@ def begun():
     except ProgramFailed:
         return None
 job = ("id -u; grep -c 'CapEff:.0000000000000000' /proc/self/status; readlink /proc/self/ns/net;"
-       "curl -s -m 10 http://198.51.100.1:8080/file; curl -s -m 5 http://192.0.2.2:22/ || echo refused;"
-       "touch {here}; i=0; while [ ! -e {other} -a $i -lt 300 ]; do sleep 0.1; i=$((i+1)); done; [ -e {other} ]")
+       "curl -s -m 20 http://198.51.100.1:8080/file; curl -s -m 5 http://192.0.2.2:22/ || echo refused;"
+       "touch {here}; i=0; while [ ! -e {other} -a $i -lt 900 ]; do sleep 0.1; i=$((i+1)); done; [ -e {other} ]")
 try:
-    wait_until("the pool", 40, begun)
+    wait_until("the pool", 120, begun)
     os.mkdir("together", 0o777)
     os.chmod("together", 0o777)
     clusters, told = {}, {"host": os.readlink("/proc/self/ns/net"), "jobs": []}
@@ -90,16 +90,16 @@ try:
     for uid, cluster in clusters.items():
         wanted = ("ExitCode", "ChirpNetworkBytesIn", "LastRemoteHost")
         ask = ("condor_history", cluster, "-limit", "1", "-af", *wanted)
-        said = wait_until(f"job {cluster}", 60, lambda: tool(*ask).split() or None)
+        said = wait_until(f"job {cluster}", 180, lambda: tool(*ask).split() or None)
         home = Path(f"/run/host/home{uid}")
         told["jobs"].append([said, (home / "out").read_text(), (home / "err").read_text()])
 except (TimeoutError, ProgramFailed) as error:
     logs = [path.read_text() for path in Path("/run/host").glob("home*/log")]
     raise SystemExit("\\n".join([str(error), folder.log_tail(), open("broker.log").read(), *logs]))
 master.send_signal(3)
-master.wait(20)
+master.wait(60)
 service.terminate()
-told["service"] = service.wait(20)
+told["service"] = service.wait(60)
 told["links"] = subprocess.run(["ip", "link"], capture_output=True, text=True).stdout.count("htvj")
 print(json.dumps(told))
 """
@@ -112,7 +112,7 @@ def told(request):
     trial = [TRIAL, str(CHECKOUT), json.dumps(ACCOUNTS), str(condor_prefix.prefix()), json.dumps(SLOTS[request.param])]
     done = subprocess.run(
         [*APART, "sh", "-euc", HOST, "host", sys.executable, "", *trial], capture_output=True, text=True,
-        timeout=200, preexec_fn=functools.partial(die_with_parent, signal.SIGKILL),
+        timeout=400, preexec_fn=functools.partial(die_with_parent, signal.SIGKILL),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return {**json.loads(done.stdout), "slots": request.param}
