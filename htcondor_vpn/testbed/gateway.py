@@ -7,14 +7,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from htcondor_vpn.testbed import plan
+from htcondor_vpn.testbed import leftovers, plan
 from htcondor_vpn.testbed.host import Host
 from htcondor_vpn.testbed.logs import wait_for_log
 from htcondor_vpn.testbed.wireguard_prefix import wireguard_go
 
 PORT = 8443
 WIREGUARD_PORT = 51821
-_STOP_SECONDS = 10.0
 
 
 def vpn_command(*words: str) -> list[str]:
@@ -68,11 +67,9 @@ class SiteGateway:
 
     def stop(self) -> None:
         """Ends it, with whatever flows it has. May be repeated."""
-        if self.process is None:
-            return
-        self.process.kill()
-        self.process.wait(_STOP_SECONDS)
-        self.process = None
+        if self.process is not None:
+            leftovers.kill(self.process)
+            self.process = None
 
     def token(self, *words: str) -> str:
         """Runs `htcondor-vpn gateway token …` on this gateway's folder and returns what it prints."""
@@ -121,8 +118,7 @@ class SiteWireguardGateway:
     def stop(self) -> None:
         """Kills it, with whatever flows it has. May be repeated."""
         if self.process is not None:
-            self.process.kill()
-            self.process.wait(_STOP_SECONDS)
+            leftovers.kill(self.process)
             self.process = None
 
     def pilots(self, *words: str) -> str:

@@ -72,7 +72,7 @@ class Host:
         argv: Sequence[str],
         *,
         as_root: bool = False,
-        timeout_seconds: float = 30,
+        timeout_seconds: float = 90,
         env: Mapping[str, str] | None = None,
         stdin: str = "",
         cwd: Path | None = None,

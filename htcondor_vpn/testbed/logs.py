@@ -18,6 +18,9 @@ _IN_CLOEXEC = 0o2000000
 
 Found = TypeVar("Found")
 
+#: For what is to happen, however busy the machine is.
+WAIT_SECONDS = 60.0
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -39,7 +42,7 @@ def wait_for_content(
     what: str,
     process: subprocess.Popen[bytes] | None = None,
     *,
-    timeout_seconds: float = 20,
+    timeout_seconds: float = WAIT_SECONDS,
 ) -> Found:
     """Returns what `find` makes of the content of `file`, which must exist, as soon as that is not None.
 
@@ -75,7 +78,7 @@ def wait_for_log(
     pattern: bytes,
     process: subprocess.Popen[bytes] | None = None,
     *,
-    timeout_seconds: float = 20,
+    timeout_seconds: float = WAIT_SECONDS,
     start_bytes: int = 0,
 ) -> re.Match[bytes]:
     """Returns the first match of `pattern` in the file `log` from offset `start_bytes` on; see `wait_for_content`."""
@@ -101,7 +104,9 @@ class Ledger:
     def _parse(content: bytes) -> list[dict[str, Any]]:
         return [json.loads(line) for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
 
-    def wait_for(self, wanted: Callable[[dict[str, Any]], bool], timeout_seconds: float = 20) -> dict[str, Any]:
+    def wait_for(
+        self, wanted: Callable[[dict[str, Any]], bool], timeout_seconds: float = WAIT_SECONDS
+    ) -> dict[str, Any]:
         """Returns the first entry that satisfies `wanted`; raises `LogTimeout`."""
         return wait_for_content(
             self.file, lambda content: next(filter(wanted, self._parse(content)), None), "such entry",

@@ -5,22 +5,17 @@ Their own services are not touched. Each is a context manager, up inside; `stop`
 
 from __future__ import annotations
 
-import os
 import pwd
-import signal
 import subprocess
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from htcondor_vpn.linux.programs import find_program
-from htcondor_vpn.testbed import plan
+from htcondor_vpn.testbed import leftovers, plan
 from htcondor_vpn.testbed.host import Host, outer_id
 from htcondor_vpn.testbed.logs import wait_for_log
 
 USER, PASSWORD = "pilot", "a secret"  # noqa: S105  known to everyone, on purpose
 _SHADOW = "/etc/shadow"
-_STOP_SECONDS = 10.0
 
 
 class Server:
@@ -60,20 +55,8 @@ class Server:
         """Kills it with its own children, and whatever flows they have. May be repeated."""
         if self.process is None:
             return
-        children = list(_descendants(self.process.pid))
-        self.process.kill()
-        for pid in children:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.process.wait(_STOP_SECONDS)
+        leftovers.kill(self.process, with_children=True)
         self.process = None
-
-
-def _descendants(pid: int) -> Iterator[int]:
-    with suppress(FileNotFoundError):
-        for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
-            yield child
-            yield from _descendants(child)
 
 
 def _hashed(scheme: str) -> str:

@@ -15,7 +15,7 @@ from htcondor_vpn.linux.programs import find_program, run_program
 from htcondor_vpn.testbed.host import Host
 
 _RTMGRP_LINK, _RTMGRP_IPV6_IFADDR = 0x1, 0x100  # rtnetlink(7)
-_SECONDS = 5.0
+_SECONDS = 30.0
 
 #: One interface as `ip -json -details address show` describes it.
 Interface = dict[str, Any]

@@ -108,8 +108,9 @@ class Site:
 
     def _host(self, exits: ExitStack, name: str, user: int) -> Host:
         resolver, hosts = self.folder / f"{name}.resolv.conf", self.folder / f"{name}.hosts"
-        # The node asks the same server, which it cannot reach: as on many sites.
-        resolver.write_text(f"nameserver {plan.WORLD['dns'].v4}\noptions timeout:1 attempts:2\n")
+        # The node asks the same server, which it cannot reach, as on many sites; others may have to wait for it.
+        patience = "timeout:1 attempts:2" if name == NODE else "timeout:5 attempts:5"
+        resolver.write_text(f"nameserver {plan.WORLD['dns'].v4}\noptions {patience}\n")
         own = {NODE: plan.NODE, DMZ: plan.DMZ_INSIDE, WORLD: plan.WORLD["cm"]}[name]
         lines = ["127.0.0.1 localhost", "::1 localhost", f"{own.v4} {name}.{plan.ZONE} {name}"]
         if name == NODE:

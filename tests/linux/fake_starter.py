@@ -80,11 +80,15 @@ def main() -> None:
     hook = command[0] == "--hook"
     argv = [str(libexec / command[1])] if hook else [str(libexec / "job-wrapper"), *command]
     stdin = (scratch / ".job.ad").read_bytes() if hook else b""
+
+    def tell_pids() -> None:  # before the child is what it will be, so that who sees anything of that knows them
+        (scratch / "pids").write_text(f"{os.getppid()} {os.getpid()}")
+
     begin = time.perf_counter()
     child = subprocess.Popen(
-        argv, env=environ, cwd=scratch, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    (scratch / "pids").write_text(f"{os.getpid()} {child.pid}")
+        argv, env=environ, cwd=scratch, preexec_fn=tell_pids,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
     out, err = child.communicate(stdin, timeout=100)
     took_ms = (time.perf_counter() - begin) * 1e3
     print(

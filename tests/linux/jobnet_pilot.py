@@ -25,7 +25,7 @@ from htcondor_vpn.settings import Settings
 HERE = Path(__file__).parent
 TRAFFIC_PORT = 7000
 ORDINARY_UID = 1000
-TIMEOUT_SECONDS = 60.0
+TIMEOUT_SECONDS = 100.0
 
 
 class Pilot:
@@ -58,7 +58,7 @@ class Pilot:
         self._reap(self.broker_pid)
         os.close(self._hold)
         self._reap(self._holder)
-        self._peer.wait(10)
+        self._peer.wait(60)
         assert self._peer.stdout is not None
         self._peer.stdout.close()
         for descriptor in (*self._namespaces, self._memory):
@@ -111,7 +111,7 @@ class Pilot:
     def start_broker(self) -> None:
         """Starts a broker as the supervisor does, and waits until it is ready."""
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.control.settimeout(10)
+        self.control.settimeout(60)
         self.broker_pid = os.fork()
         if self.broker_pid == 0:
             code = 1
@@ -155,7 +155,7 @@ class Pilot:
             self.enter()
             namespaces.capabilities_to_programs()
 
-        return subprocess.run(argv, preexec_fn=enter, capture_output=True, text=True, check=True, timeout=10).stdout
+        return subprocess.run(argv, preexec_fn=enter, capture_output=True, text=True, check=True, timeout=60).stdout
 
     def scratch(self, ad: str = "") -> Path:
         """Makes a job's scratch folder with `ad` (lines) in its job ad."""
@@ -194,7 +194,7 @@ def finished(starter: subprocess.Popen[bytes]) -> dict[str, Any]:
     return found
 
 
-def until(condition: Any, seconds: float = 10.0) -> bool:
+def until(condition: Any, seconds: float = 60.0) -> bool:
     """Waits until `condition()` holds; the kernel tells nobody when a namespace has gone."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -40,11 +40,11 @@ class OcservGateway:
         start_bytes = self.log.stat().st_size
         argv = self.command("--kind", "ocserv", *options)
         self.process = self.host.start(argv, as_root=self.as_root, log=self.log)
-        wait_for_log(self.log, b"^ready$", self.process, start_bytes=start_bytes, timeout_seconds=30)
+        wait_for_log(self.log, b"^ready$", self.process, start_bytes=start_bytes)
 
     def stop(self, number=signal.SIGTERM):
         self.process.send_signal(number)
-        return self.process.wait(20)
+        return self.process.wait(60)
 
     def used(self):
         knobs = {"ENGINE": "openconnect", "OPENCONNECT_SERVERS": self.endpoint, "GATEWAY_PIN": self.pin}
@@ -63,8 +63,8 @@ def check_everything(pilot):
         asked = f"{address},{ECHO_PORT},1000,3"
         assert pilot.ask(f"{sys.executable} {HERE}/udp_client.py {asked}") == "ok"
         assert "1 received" in pilot.ask(f"ping -n -c 1 -W 15 {address}")
-    assert plan.DMZ_OUTSIDE.v4.exploded in pilot.ask(f"curl -4 -s -m 10 http://http.{plan.ZONE}/peer")
-    assert plan.DMZ_OUTSIDE.v6.compressed in pilot.ask(f"curl -6 -s -m 10 http://http.{plan.ZONE}/peer")
+    assert plan.DMZ_OUTSIDE.v4.exploded in pilot.ask(f"curl -4 -s -m 20 http://http.{plan.ZONE}/peer")
+    assert plan.DMZ_OUTSIDE.v6.compressed in pilot.ask(f"curl -6 -s -m 20 http://http.{plan.ZONE}/peer")
 
 
 def check_forbidden(pilot, *more):

@@ -7,11 +7,13 @@ import subprocess
 import time
 from pathlib import Path
 
+from htcondor_vpn.testbed import leftovers
+from htcondor_vpn.testbed.leftovers import descendants
 from htcondor_vpn.testbed.logs import wait_for_log
 from htcondor_vpn.testbed.services import url
 
-#: A loss is noticed within 1.3 s.
-QUICK = ("PROBE_INTERVAL=0.3", "PROBE_TIMEOUT=1", "UP_MBPS=1000", "DOWN_MBPS=1000")
+#: A gateway that falls silent is noticed within 5.3 s, and a machine that stalls for a few is not taken for one.
+QUICK = ("PROBE_INTERVAL=0.3", "PROBE_TIMEOUT=5", "UP_MBPS=1000", "DOWN_MBPS=1000")
 #: Who ends is noticed at once; a busy machine does not look like a gateway that is lost.
 PATIENT = ("PROBE_INTERVAL=0.3", "PROBE_TIMEOUT=20", "UP_MBPS=1000", "DOWN_MBPS=1000")
 
@@ -34,7 +36,7 @@ class ShellPilot:
         self.count = 0
         assert self.ask("echo hello") == "hello"
 
-    def ask(self, line, timeout_seconds=30):
+    def ask(self, line, timeout_seconds=60):
         """Has COMMAND execute a line of shell, and returns what it printed."""
         self.tell(f"echo; echo begin{self.count + 1}; {line}\necho; echo end{self.count + 1}")
         self.count += 1
@@ -46,21 +48,28 @@ class ShellPilot:
         self.process.stdin.write(f"{line}\n".encode())
         self.process.stdin.flush()
 
-    def wait_for_output(self, pattern, timeout_seconds=30):
+    def wait_for_output(self, pattern, timeout_seconds=60):
         """Waits until COMMAND has printed a line that matches `pattern` (bytes)."""
         return wait_for_log(self.log, pattern, self.process, timeout_seconds=timeout_seconds)
 
     def state(self):
         return json.loads((self.run_dir / "state.json").read_text())
 
-    def wait_for(self, state, timeout_seconds=30):
-        """Waits until the tunnel is in `state`."""
+    def wait_for(self, state, timeout_seconds=60):
+        """Waits until the tunnel is in `state`; for one that may not last see `wait_for_return`."""
+        self._wait_for(lambda now: now["state"] == state, timeout_seconds)
+
+    def wait_for_return(self, since, timeout_seconds=60):
+        """Waits until the tunnel is up, and has been lost after it was as in `state()` with this `since`."""
+        self._wait_for(lambda now: now["state"] == "up" and now["since"] > since, timeout_seconds)
+
+    def _wait_for(self, wanted, timeout_seconds):
         deadline = time.monotonic() + timeout_seconds
-        while self.state()["state"] != state:
+        while not wanted(self.state()):
             assert time.monotonic() < deadline, (self.run_dir / "run.log").read_text()
             pause()
 
-    def child(self, which, timeout_seconds=10):
+    def child(self, which, timeout_seconds=60):
         """The process id of the engine or the broker, as soon as there is one."""
         inner = network_of(self.command())
         deadline = time.monotonic() + timeout_seconds
@@ -83,12 +92,12 @@ class ShellPilot:
 
     def end(self):
         self.process.stdin.close()
-        assert self.process.wait(20) == 0
+        assert self.process.wait(60) == 0
 
     def kill(self):
+        """Kills it, and returns when what it consists of has ended, as that does by itself."""
         self.process.stdin.close()
-        self.process.kill()
-        self.process.wait()
+        leftovers.kill(self.process)
 
 
 def pause(seconds=0.02):
@@ -96,7 +105,7 @@ def pause(seconds=0.02):
     select.select([], [], [], seconds)
 
 
-def wait_until(done, timeout_seconds=20):
+def wait_until(done, timeout_seconds=60):
     """Waits until `done` says something true, and returns it."""
     deadline = time.monotonic() + timeout_seconds
     while not (said := done()):
@@ -114,10 +123,6 @@ def children(pid):
     return [int(word) for text in texts for word in text.split()]
 
 
-def descendants(pid):
-    return [each for child in children(pid) for each in (child, *descendants(child))]
-
-
 def network_of(pid):
     try:
         return os.stat(f"/proc/{pid}/ns/net").st_ino
@@ -125,7 +130,7 @@ def network_of(pid):
         return None  # it has just ended
 
 
-def fetch(count=1000, seconds=10):
+def fetch(count=1000, seconds=20):
     """A line of shell that fetches so many bytes and says how many came."""
     return f"curl -s -m {seconds} -o /dev/null -w '%{{size_download}}' {url(f'/bytes/{count}')}"
 

@@ -46,7 +46,7 @@ class Storage:
             }.items():
                 log = self._folder / f"{name}.log"
                 process = self._site.dmz.start([sys.executable, *argv], log=log)
-                exits.callback(process.wait, 10)
+                exits.callback(process.wait, 60)
                 exits.callback(process.kill)
                 wait_for_log(log, b"^ready$", process)
             self._exits = exits.pop_all()

@@ -102,7 +102,8 @@ def _quotable(code):
 
 
 def test_a_running_job_has_no_network_while_the_tunnel_is_gone_and_then_the_next_one(node):
-    job = f"{fetch()} >first; mv first done; read x <go; {fetch(100, 3)}; read x <go; {fetch()}"
+    job = (f"{fetch()} >first; mv first done; read x <go; {fetch(100, 3)} >second; mv second tried; read x <go;"
+           f"cat tried; {fetch()}")  # fmt: skip
     process, scratch = node.point.start_job("--prepared", "0", "/bin/sh", "-c", job)
     os.mkfifo(scratch / "go")
     wait_until((scratch / "done").exists)
@@ -111,10 +112,11 @@ def test_a_running_job_has_no_network_while_the_tunnel_is_gone_and_then_the_next
     (scratch / "go").write_text("go\n")
     refused = node.run_job("true")
     assert refused["status"] != 0
+    wait_until((scratch / "tried").exists)
     node.tunnel = node.start_tunnel("tunnel-2")
     wait_until(lambda: "htvtun" in node.point.links())
     (scratch / "go").write_text("go\n")
-    told = json.loads(process.communicate(timeout=60)[0])
+    told = json.loads(process.communicate(timeout=100)[0])
     assert told["out"] == "0100000", told["err"] + node.point.log.read_text()
 
 

@@ -16,7 +16,7 @@ flows, datagrams, names = map(int, sys.argv[1:])
 
 def ask(what, number, address, question, kind):
     sock = socket.socket(type=kind)
-    sock.settimeout(3)
+    sock.settimeout(60 if what == "name" else 3)
     try:
         sock.connect(address)
         sock.send(question)

@@ -26,7 +26,7 @@ def killed(pid):
     try:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         yield
-        assert select.select([pidfd], [], [], 20)[0]
+        assert select.select([pidfd], [], [], 60)[0]
     finally:
         os.close(pidfd)
 
@@ -37,9 +37,14 @@ def gateway(sealed, tmp_path):
         yield gateway
 
 
-def whole_again(pilot, count):
-    """Whether the pilot has so many processes again, and carries."""
-    return len(pilot.parts()) >= count and pilot.ask(fetch()) == "1000"
+def whole(pilot, count):
+    """The pilot's processes, as soon as there are so many, of which none comes or goes any more, and it carries."""
+
+    def settled():
+        parts = pilot.parts()
+        return len(parts) >= count and pilot.ask(fetch()) == "1000" and pilot.parts() == parts and parts
+
+    return wait_until(settled)
 
 
 @pytest.mark.parametrize("rules", ["", '[rule a]\nwhen = TARGET.Owner == "alice"\n'])
@@ -49,13 +54,13 @@ def test_each_process_of_a_pilot(sealed, services, gateway, start_pilot, tmp_pat
         (tmp_path / "policy").write_text(rules)
         knobs = (*KNOBS, f"JOB_POLICY_FILE={tmp_path / 'policy'}")
     pilot = start_pilot(sealed, gateway, tmp_path, knobs=knobs)
-    run, *parts, command = pilot.parts()
-    assert len(parts) >= (6 if rules else 4)
+    run, *parts, command = now = whole(pilot, 8 if rules else 6)
+    count = len(now)
     for victim in parts:
-        if victim in pilot.parts():  # it may have ended with one before
+        if victim in now:  # it may have ended with one before
             with killed(victim):
                 pass
-        wait_until(lambda: whole_again(pilot, len(parts) + 2))
+        now = whole(pilot, count)
     pilot.wait_for("up")
     assert pilot.command() == command
     assert pilot.process.poll() is None
@@ -69,21 +74,20 @@ def test_what_the_pilot_ends_with(sealed, services, gateway, start_pilot, tmp_pa
     parts = pilot.parts()
     with killed(parts[0] if who == "run" else parts[-1]):
         pass
-    assert pilot.process.wait(20) == -signal.SIGKILL
+    assert pilot.process.wait(60) == -signal.SIGKILL
     wait_until(lambda: not set(parts) & set(sealed.processes()))
 
 
 def test_every_pair_of_a_pilots_processes(sealed, services, gateway, start_pilot, tmp_path):
     """Both at once: what one of them restores may need the other one."""
     pilot = start_pilot(sealed, gateway, tmp_path, knobs=KNOBS)
-    count = len(pilot.parts())
-    assert count >= 6
+    count = len(whole(pilot, 6))
     for first in range(1, count - 1):
         for second in range(first + 1, count - 1):
-            parts = pilot.parts()
+            parts = whole(pilot, count)
             with killed(parts[first]), killed(parts[second]):
                 pass
-            wait_until(lambda: whole_again(pilot, count), timeout_seconds=60)
+    whole(pilot, count)
     pilot.end()
 
 
@@ -96,8 +100,7 @@ def test_each_process_of_a_gateway(sealed, services, start_pilot, tmp_path):
     (tmp_path / "gateway.conf").write_text("HTCONDOR_VPN_GATEWAY_WORKERS = 2\n")
     with SiteGateway(sealed.dmz, tmp_path, "--config", str(tmp_path / "gateway.conf")) as gateway:
         pilot = start_pilot(sealed, gateway, tmp_path)
-        count = len(parts())
-        assert count >= 4
+        count = len(wait_until(lambda: len(now := parts()) >= 4 and now))
         for turn in range(count):
             victim = parts()[turn]
             with killed(victim):

@@ -32,7 +32,7 @@ IMPATIENT = (
 #: A flow that sends a line each time it is told to on its FIFO, and says what became of it.
 TALKER = f"""
 import socket, sys
-flow = socket.create_connection(({HTTP!r}, {ECHO_PORT}), 20)
+flow = socket.create_connection(({HTTP!r}, {ECHO_PORT}), 60)
 print("opened\\n", end="", flush=True)
 try:
     for line in open(sys.argv[1]):
@@ -184,11 +184,12 @@ def test_the_node_gets_another_address(sealed, services, gateway, start_pilot, t
     flow, way = talk(pilot), talk(pilot, UDP_TALKER)
     say(way)
     pilot.wait_for_output(b"^answered$")
+    since = pilot.state()["since"]
     change_address()
     say(flow)
-    pilot.wait_for("down")
+    wait_until(lambda: pilot.state()["since"] > since)
     say(way)
-    pilot.wait_for("up")
+    pilot.wait_for_return(since)
     assert pilot.ask(fetch()) == "1000"
     pilot.wait_for_output(b"^answered\n(.*\n)*answered$", timeout_seconds=60)
     flow.close()
@@ -233,9 +234,9 @@ def test_a_path_that_swallows_large_packets(sealed, services, gateway, link, for
     """A firewall drops what its router says of them. The pilot says so, and then sends smaller ones."""
     pilot = start_pilot(sealed, gateway, tmp_path)
     assert pilot.ask(fetch(1_000_000)) == "1000000"
+    since = pilot.state()["since"]
     link.shape(mtu=MTU, mtu_told=False)
-    pilot.wait_for("down")
-    pilot.wait_for("up")
+    pilot.wait_for_return(since)
     assert pilot.ask(fetch(1_000_000)) == "1000000"
     assert pilot.ask(upload(1_000_000)) == "1000000"
     assert b"large packets to 10.1.0.1:8443 vanish" in (pilot.run_dir / "run.log").read_bytes()

@@ -99,7 +99,7 @@ def test_readers_that_stall(sealed, services, sink, start_pilot, tmp_path):
             (tmp_path / f"{name}.py").write_text(code)
             pilot.tell(f"{sys.executable} {tmp_path}/{name}.py <&9 &")
         pilot.wait_for_output(b"^stalled$")
-        pilot.wait_for_output(b"^full$", timeout_seconds=60)
+        pilot.wait_for_output(b"^full$", timeout_seconds=120)
         begin = time.monotonic()
         disturbed = []
         while len(disturbed) < 3 or time.monotonic() - begin < 3:

@@ -7,6 +7,7 @@ import signal
 
 import pytest
 from gateway_flows import PATIENCE_SECONDS, Refused, echo_server, echoes, operated, run, until
+from shell_pilot import wait_until
 
 STATE = "/.well-known/htcondor-vpn"
 
@@ -24,12 +25,20 @@ async def alive(stream):
         return False
 
 
+async def flows_in_both(gateway, client, count=24):
+    """So many flows, or as many as it takes until each worker has some: one that is held up takes none."""
+    streams = [await client.flow() for _ in range(count)]
+    while not all(worker["flows"] for worker in gateway.status()["workers"]):
+        streams.append(await client.flow())
+    return streams
+
+
 def test_a_killed_worker_takes_its_own_flows_only_and_is_replaced(site, start):
     gateway, client = start()
 
     async def body():
         async with echo_server(site):
-            streams = [await client.flow() for _ in range(24)]
+            streams = await flows_in_both(gateway, client)
             victim, other = gateway.workers()
             os.kill(victim, signal.SIGKILL)
             await until(lambda: victim not in gateway.workers() and len(gateway.workers()) == 2)
@@ -53,14 +62,15 @@ def test_a_stopped_worker_takes_no_connections_and_is_replaced(site, start):
 
     async def body():
         async with echo_server(site):
-            streams = [await client.flow() for _ in range(24)]
+            streams = await flows_in_both(gateway, client)
+            count = len(streams)
             for stream in streams:
                 assert await echoes(stream, b"x" * 1000)
-            await until(lambda: gateway.status()["bytes_up"] == 24_000)
-            await until(lambda: [row["flows"] for row in gateway.ledger()] == [24])  # it knows of those that run
+            await until(lambda: gateway.status()["bytes_up"] == 1000 * count)
+            await until(lambda: [row["flows"] for row in gateway.ledger()] == [count])  # it knows of those that run
             victim, other = gateway.workers()
             doomed = next(each["flows"] for each in gateway.status()["workers"] if each["pid"] == victim)
-            assert 0 < doomed < 24
+            assert 0 < doomed < count
             os.kill(victim, signal.SIGSTOP)
             for _ in range(12):
                 streams.append(await client.flow())
@@ -68,8 +78,8 @@ def test_a_stopped_worker_takes_no_connections_and_is_replaced(site, start):
             await until(lambda: victim not in gateway.workers() and len(gateway.workers()) == 2)
             assert other in gateway.workers()
             assert [await alive(stream) for stream in streams].count(False) == doomed
-            await until(lambda: gateway.status()["flows"] == 36 - doomed)
-            assert gateway.status()["bytes_up"] >= 36_000
+            await until(lambda: gateway.status()["flows"] == count + 12 - doomed)
+            await until(lambda: gateway.status()["bytes_up"] >= 1000 * (count + 12))
             for stream in streams:
                 stream.abort()
             await until(lambda: gateway.status()["connections"] == 0)
@@ -128,7 +138,7 @@ def test_revoking_cuts_the_flows_of_all_workers(site, start):
             gateway.token("revoke", "brief")
             for stream in doomed:
                 with pytest.raises(ConnectionResetError):
-                    await asyncio.wait_for(stream.read(), 20)
+                    await asyncio.wait_for(stream.read(), 60)
             assert await echoes(kept)
             kept.abort()
 
@@ -222,8 +232,7 @@ def test_a_drain_with_a_timeout_ends_by_then(site, start):
 
 def test_a_killed_gateway_leaves_no_process_and_a_ledger(site, start):
     gateway, client = start()
-    children = gateway.children()
-    assert len(children) == 3
+    children = wait_until(lambda: len(found := gateway.children()) == 3 and found)
 
     async def body():
         async with echo_server(site):
@@ -258,7 +267,7 @@ def test_a_killed_ledger_is_written_on(site, start):
 
     run(body())
     assert writer not in gateway.children()
-    assert gateway.status()["ledger"] == {"waiting": 0, "lost": 0, "error": ""}
+    wait_until(lambda: gateway.status()["ledger"] == {"waiting": 0, "lost": 0, "error": ""})
 
 
 def test_a_stopped_ledger_goes_on_and_lacks_nothing(site, start):
@@ -305,8 +314,8 @@ def test_the_pilots_are_shown(site, start):
             stream = await client.flow()
             await echoes(stream, b"x" * 50_000)
             await until(lambda: gateway.status()["bytes_up"] == 50_000)
-            pilot = gateway.status()["pilots"]["pilot"]
-            assert (pilot["flows"], pilot["bytes_down"]) == (1, 50_000)
+            await until(lambda: gateway.status()["pilots"]["pilot"]["bytes_down"] == 50_000)
+            assert gateway.status()["pilots"]["pilot"]["flows"] == 1
             assert "pilot" in gateway.operate("status").stdout
             stream.abort()
 

@@ -79,7 +79,7 @@ def nothing_is_left(site, stage, tmp):
     """A check that nothing of the tunnel or of the glidein runs, and that its run folder is gone."""
     before = pilots_processes(site)
 
-    def check(deadline_seconds=15):
+    def check(deadline_seconds=60):
         def gone():
             return pilots_processes(site) <= before and not list(tmp.glob("htcondor-vpn-*"))
 
@@ -90,14 +90,14 @@ def nothing_is_left(site, stage, tmp):
 
 def test_the_last_script_runs_inside_and_the_glideins_end_is_the_tunnels(stage, start, nothing_is_left):
     process, log = start()
-    wait_for_log(log, b"^waits$", process, timeout_seconds=60)
+    wait_for_log(log, b"^waits$", process, timeout_seconds=120)
     text = log.read_text()
     assert WANTED in text, text
     assert "last script" in text
     assert "NoNewPrivs:\t1" in text
     assert str(next(stage.start_folder.glob("glide_*"))) + "\n" in text
     process.terminate()
-    assert process.wait(15) == 0
+    assert process.wait(60) == 0
     assert "got TERM" in log.read_text()
     nothing_is_left()
     assert not list(stage.start_folder.glob("glide_*"))
@@ -106,7 +106,7 @@ def test_the_last_script_runs_inside_and_the_glideins_end_is_the_tunnels(stage, 
 def test_its_process_and_its_exit_code_are_those_of_the_last_script(stage, start, nothing_is_left):
     (stage.folder / "condor_startup.sh").write_text('#!/bin/bash\necho "I am $$, of $PPID: $*"\nexit 5\n')
     process, log = start()
-    assert process.wait(60) == 5, log.read_text()
+    assert process.wait(120) == 5, log.read_text()
     assert f", of {process.pid}: glidein_config\n" in log.read_text()
     nothing_is_left()
 
@@ -115,11 +115,11 @@ def test_a_glidein_that_is_wrapped_needs_no_stub(stage, start, bundle, tmp_path,
     stage.attribute("HTVPN_BUNDLE", "/nonexistent")
     launcher = ["sh", str(bundle), "run", "--config", str(tmp_path / "htcondor-vpn.conf"), "--"]
     process, log = start(*launcher)
-    wait_for_log(log, b"^waits$", process, timeout_seconds=60)
+    wait_for_log(log, b"^waits$", process, timeout_seconds=120)
     assert WANTED in log.read_text(), log.read_text()
     assert not list(stage.start_folder.glob("glide_*/main/*.inside"))
     process.terminate()
-    assert process.wait(15) == 0
+    assert process.wait(60) == 0
     nothing_is_left()
 
 
@@ -131,16 +131,16 @@ def test_told_to_end_at_any_moment(stage, start, _, nothing_is_left):
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
     process.terminate()
-    process.wait(15)
-    nothing_is_left(30)
+    process.wait(60)
+    nothing_is_left()
 
 
 def test_a_glidein_that_is_killed_takes_everything_with_it(stage, start, nothing_is_left):
     process, log = start()
-    wait_for_log(log, b"^waits$", process, timeout_seconds=60)
+    wait_for_log(log, b"^waits$", process, timeout_seconds=120)
     process.kill()
     process.wait()
-    nothing_is_left(30)  # what the last script left has its time, and is killed then
+    nothing_is_left()  # what the last script left has its time, and is killed then
 
 
 def test_without_the_tunnel_the_last_script_is_not_run(stage, start, tmp_path, nothing_is_left):
@@ -151,7 +151,7 @@ def test_without_the_tunnel_the_last_script_is_not_run(stage, start, tmp_path, n
     )
     stage.add("entry", tmp_path / "kills", "exec")
     process, log = start()
-    assert process.wait(60) == 1
+    assert process.wait(120) == 1
     text = log.read_text()
     assert failure_type(text) == "Network", text
     assert "the tunnel is gone" in text
@@ -163,10 +163,10 @@ def test_a_proxy_that_does_not_answer(stage, start, squid, nothing_is_left):
     stage.attribute("HTVPN_SETUP_SECONDS", 0)
     conf = stage.folder / "htcondor-vpn.conf"
     conf.write_text(
-        conf.read_text().replace(f":{squid.port}", ":3999") + "HTCONDOR_VPN_CONNECT_TIMEOUT = 2 s\n"
+        conf.read_text().replace(f":{squid.port}", ":3999") + "HTCONDOR_VPN_CONNECT_TIMEOUT = 6 s\n"
     )
     process, log = start()
-    assert process.wait(60) == 1
+    assert process.wait(120) == 1
     assert failure_type(log.read_text()) == "Network", log.read_text()
     nothing_is_left()
 
@@ -174,7 +174,7 @@ def test_a_proxy_that_does_not_answer(stage, start, squid, nothing_is_left):
 def test_a_download_that_fails_when_the_tunnel_is_up(stage, start, nothing_is_left):
     (stage.folder / "htvpn-status").unlink()
     process, log = start()
-    assert process.wait(60) == 1
+    assert process.wait(120) == 1
     text = log.read_text()
     assert failure_type(text) == "Network", text
     assert "Failed to load file htvpn-status" in text
@@ -192,9 +192,9 @@ def test_disks_that_are_full(site, stage, start, tmp, tmp_path, nothing_is_left,
             exits.enter_context(full_disk(site.node, disk))
         process, log = start("env", f"HTVPN_CACHE={tmp_path / 'cache'}")
         if full == 1:
-            wait_for_log(log, b"^waits$", process, timeout_seconds=60)
+            wait_for_log(log, b"^waits$", process, timeout_seconds=120)
             process.terminate()
-        assert process.wait(60) == (0 if full == 1 else 1)
+        assert process.wait(120) == (0 if full == 1 else 1)
         if full == 3:
             assert failure_type(log.read_text()) == "WN_Resource", log.read_text()
             assert "code 74" in log.read_text()
@@ -203,19 +203,19 @@ def test_disks_that_are_full(site, stage, start, tmp, tmp_path, nothing_is_left,
 
 def test_two_glideins_of_one_user_have_a_tunnel_each(site, stage, start, nothing_is_left):
     first, log = start()
-    wait_for_log(log, b"^waits$", first, timeout_seconds=60)
+    wait_for_log(log, b"^waits$", first, timeout_seconds=120)
     both_from = log.stat().st_size
     second, _ = start()
-    wait_for_log(log, b"^waits$", second, timeout_seconds=60, start_bytes=both_from)
+    wait_for_log(log, b"^waits$", second, timeout_seconds=120, start_bytes=both_from)
     folders = list(stage.start_folder.glob("glide_*/glidein_config"))
     tunnels = {re.search("^GLIDEIN_VPN_RUN_DIR (.+)$", path.read_text(), re.MULTILINE)[1] for path in folders}
     assert len(tunnels) == 2
     first.terminate()
-    assert first.wait(15) == 0
-    wait_until("the first one's tunnel has gone", 15, lambda: sum(map(os.path.exists, tunnels)) == 1 or None)
+    assert first.wait(60) == 0
+    wait_until("the first one's tunnel has gone", 60, lambda: sum(map(os.path.exists, tunnels)) == 1 or None)
     assert second.poll() is None
     second.terminate()
-    assert second.wait(15) == 0
+    assert second.wait(60) == 0
     nothing_is_left()
 
 

@@ -69,7 +69,7 @@ def start(tmp_path: Path) -> Iterator[Any]:
     for pilot in started:
         pilot.__exit__()
     for peer in peers:
-        peer.wait(10)
+        peer.wait(60)
         assert peer.stdout is not None
         peer.stdout.close()
 
@@ -93,8 +93,13 @@ def get(size: int, address: str) -> str:
 
 
 def with_headers(payload: int) -> Any:
-    """What is counted for so many bytes: up to 4 % are headers, by how the kernel cut them into packets."""
-    return pytest.approx(1.02 * payload, rel=0.02)
+    """What is counted for so many bytes: up to 5 % are headers, by how the kernel cut them into packets."""
+    return pytest.approx(1.025 * payload, rel=0.025)
+
+
+def live(pilot: Pilot) -> str:
+    file = pilot.run_dir / "jobs.json"
+    return file.read_text() if file.exists() else ""
 
 
 def rows(pilot: Pilot) -> list[dict[str, Any]]:
@@ -173,7 +178,7 @@ def test_counts_and_names_survive_the_broker(start: Any, end: Callable[[Pilot], 
     script = f"{transfer}; touch first; while [ ! -e go ]; do sleep 0.05; done; {transfer}"
     starter = pilot.start_job(*PREPARED, "/bin/sh", "-c", script, scratch=scratch)
     assert until(lambda: (scratch / "first").exists())
-    assert until(lambda: "ap#7.0#1" in (pilot.run_dir / "jobs.json").read_text())
+    assert until(lambda: "ap#7.0#1" in live(pilot))
     end(pilot)
     pilot.start_broker()
     (scratch / "go").touch()
@@ -208,7 +213,7 @@ def test_nothing_is_left_of_a_job_in_the_kernel(start: Any) -> None:
     starter.send_signal(signal.SIGKILL)
     starter.communicate()
     pilot.start_broker()
-    assert until(lambda: not elements(pilot), 20), elements(pilot)
+    assert until(lambda: not elements(pilot)), elements(pilot)
     assert until(lambda: not pilot.links())
 
 
@@ -255,7 +260,7 @@ def test_silent_flows_make_room_in_the_kernel_and_stay_in_the_recorder(
         "    while not os.path.exists('go'): time.sleep(0.05)\n"
     )
     starter = pilot.start_job(*PREPARED, sys.executable, "-c", scan, scratch=scratch)
-    assert until(lambda: (pilot.run_dir / "jobs.json").read_text().count('"203.0.113.') >= 50)
+    assert until(lambda: live(pilot).count('"203.0.113.') >= 50)
     assert until(lambda: "sent_flows_4" not in elements(pilot))
     (scratch / "go").touch()
     told = finished(starter)

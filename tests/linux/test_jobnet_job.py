@@ -51,7 +51,7 @@ def test_family_that_the_tunnel_does_not_carry_is_unreachable_at_once(tmp_path: 
         assert pilot.run_job(*CLIENT, "get", "1000")["status"] == 0
         told = pilot.run_job(*CLIENT, "get", "1000", "2001:db8::1")
         assert "unreachable" in told["err"].lower() or "No route to host" in told["err"]
-        assert told["took_ms"] < 5000
+        assert told["took_ms"] < 20_000  # who waits in vain does so for 30 s
 
 
 def test_family_ipv6_alone_still_reaches_the_resolver(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_chirp_works_from_within_the_job(pilot: Pilot) -> None:
         sys.executable, "-c",
         "import os, socket\n"
         "host, port, cookie = open(os.environ['_CONDOR_CHIRP_CONFIG']).read().split()\n"
-        "with socket.create_connection((host, int(port)), timeout=10) as s, s.makefile('rwb') as f:\n"
+        "with socket.create_connection((host, int(port)), timeout=60) as s, s.makefile('rwb') as f:\n"
         "    f.write(f'cookie {cookie}\\nset_job_attr_delayed ChirpMine 42\\n'.encode())\n"
         "    f.flush()\n"
         "    assert (f.readline(), f.readline()) == (b'0\\n', b'0\\n')\n",
@@ -184,7 +184,7 @@ def test_sshd_joins_the_jobs_network_and_is_not_counted(pilot: Pilot, tmp_path: 
     told = pilot.popen(
         [sys.executable, "-c", starter, wrapper, str(sshd)], stdout=subprocess.PIPE, env={"PATH": os.environ["PATH"]}
     )
-    job, session, capabilities = told.communicate(timeout=30)[0].decode().splitlines()
+    job, session, capabilities = told.communicate(timeout=100)[0].decode().splitlines()
     assert job == session
     assert capabilities.endswith("0000000000000000")
     assert pilot.log().count("ended: received") == 1
@@ -201,8 +201,8 @@ def test_many_jobs_at_once_and_nothing_left(pilot: Pilot) -> None:
         assert told["status"] == 0, told["err"]
         assert int(told["chirped"]["ChirpNetworkBytesIn"]) >= 100000
     assert until(lambda: not pilot.links())
-    assert until(lambda: len(list(descriptors.iterdir())) <= before)
-    assert set(ancestry.processes_within(pilot.inner)) <= _own(pilot)
+    assert until(lambda: len(list(descriptors.iterdir())) < before + 10)  # half of one for each job
+    assert until(lambda: set(ancestry.processes_within(pilot.inner)) <= _own(pilot))
 
 
 def _own(pilot: Pilot) -> set[int]:
@@ -215,7 +215,7 @@ def _running_job(pilot: Pilot, ad: str = "VpnBandwidthMbps = 10") -> tuple[subpr
     starter = pilot.start_job(
         "/bin/sh", "-c", "setsid sleep 1000 & echo $$ > job.tmp; mv job.tmp job; sleep 1000; true", scratch=scratch
     )
-    assert until((scratch / "job").exists), starter.communicate(timeout=10)
+    assert until((scratch / "job").exists), starter.communicate(timeout=60)
     _, wrapper = (int(pid) for pid in (scratch / "pids").read_text().split())
     return starter, wrapper, int((scratch / "job").read_text())
 
@@ -231,7 +231,7 @@ def test_nothing_is_left_when_the_wrapper_is_killed(pilot: Pilot) -> None:
 def test_nothing_is_left_when_the_starter_is_killed(pilot: Pilot) -> None:
     starter, _, _ = _running_job(pilot)
     starter.kill()
-    starter.communicate(timeout=10)
+    starter.communicate(timeout=60)
     assert until(lambda: not pilot.links() and set(ancestry.processes_within(pilot.inner)) <= _own(pilot))
 
 
@@ -260,7 +260,7 @@ def test_job_goes_on_while_the_broker_is_replaced(pilot: Pilot) -> None:
     go.write_text("go\n")
     told = finished(starter)
     assert told["status"] == 0, told["err"]
-    assert 2_000_000 <= int(told["chirped"]["ChirpNetworkBytesIn"]) <= 2_040_000
+    assert 2_000_000 <= int(told["chirped"]["ChirpNetworkBytesIn"]) <= 2_100_000
     assert until(lambda: not pilot.links())
 
 
@@ -285,7 +285,7 @@ def test_everything_inside_is_killed_with_the_supervisor(pilot: Pilot) -> None:
     _, status = os.waitpid(pilot.broker_pid, 0)
     pilot.broker_pid = 0
     assert status == 0, pilot.log()
-    starter.communicate(timeout=10)
+    starter.communicate(timeout=60)
     assert starter.returncode == -signal.SIGKILL
     assert until(lambda: wrapper not in set(ancestry.processes_within(pilot.inner)))
 
@@ -306,7 +306,7 @@ def test_signal_that_the_starter_ignores_is_ignored_by_the_job(pilot: Pilot) -> 
     wrapper = str(pilot.run_dir / "libexec" / "job-wrapper")
     script = f"trap '' HUP INT; exec {wrapper} /bin/sh -c 'grep SigIgn /proc/self/status'"
     done = pilot.popen(["/bin/sh", "-c", script], stdout=subprocess.PIPE, env={"PATH": os.environ["PATH"]})
-    assert int(done.communicate(timeout=10)[0].split()[1], 16) & STANDARD_SIGNALS == 0b11
+    assert int(done.communicate(timeout=60)[0].split()[1], 16) & STANDARD_SIGNALS == 0b11
 
 
 def test_end_of_a_wrapper_is_no_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,13 +328,16 @@ def test_end_of_a_wrapper_is_no_kill(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_chirp_client_that_does_not_wait_for_its_answer_needs_no_end(pilot: Pilot) -> None:
     told = pilot.run_job(
         sys.executable, "-c",
-        "import os, socket, time\n"
+        "import os, socket\n"
         "host, port, cookie = open(os.environ['_CONDOR_CHIRP_CONFIG']).read().split()\n"
         "for _ in range(20):\n"
-        "    with socket.create_connection((host, int(port)), timeout=10) as s:\n"
+        "    with socket.create_connection((host, int(port)), timeout=60) as s:\n"
         "        s.sendall(f'cookie {cookie}\\nset_job_attr_delayed ChirpMine 42\\n'.encode())\n"
-        "time.sleep(0.3)\n",
+        "with socket.create_connection((host, int(port)), timeout=60) as s, s.makefile('rwb') as f:\n"
+        "    f.write(f'cookie {cookie}\\nset_job_attr_delayed ChirpLast 43\\n'.encode())\n"
+        "    f.flush()\n"
+        "    assert (f.readline(), f.readline()) == (b'0\\n', b'0\\n')\n",
     )  # fmt: skip
     assert told["status"] == 0, told["err"]
-    assert told["chirped"]["ChirpMine"] == "42"
+    assert (told["chirped"]["ChirpMine"], told["chirped"]["ChirpLast"]) == ("42", "43")
     assert "not connected" not in pilot.log()

@@ -58,11 +58,15 @@ def test_segments_are_as_large_as_the_kernel_has_them_where_no_low_rate_wants_sh
     job = pilot.start_job("/bin/sleep", "1000", ad=ad)
     try:
         assert until(pilot.links)
-        (link,) = json.loads(pilot.output("/usr/sbin/ip", "-d", "-j", "link", "show", *pilot.links()))
-        assert link["gso_max_size"] == (largest if whole else 8_704)
+
+        def gso_max_size() -> int:
+            (link,) = json.loads(pilot.output("/usr/sbin/ip", "-d", "-j", "link", "show", *pilot.links()))
+            return int(link["gso_max_size"])
+
+        assert until(lambda: gso_max_size() == (largest if whole else 8_704)), gso_max_size()
     finally:
         job.terminate()
-        job.communicate(timeout=10)
+        job.communicate(timeout=60)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +125,7 @@ def test_update_hook_tells_the_totals_so_far(pilot: Pilot) -> None:
             [sys.executable, str(starter), str(pilot.run_dir / "libexec"), str(pilot.scratch()),
              "/bin/sh", "-c", f"{client}; read x; {client}"],
             stdout=-1,
-        ).communicate(timeout=60)[0]
+        ).communicate(timeout=100)[0]
     )  # fmt: skip
     assert payload_bytes(told["chirped"], "In", "SoFar") == pytest.approx(1_000_000, rel=0.01)
     assert payload_bytes(told["chirped"], "In") == pytest.approx(2_000_000, rel=0.01)
@@ -129,10 +133,10 @@ def test_update_hook_tells_the_totals_so_far(pilot: Pilot) -> None:
 
 def test_limits_as_tc_shows_them(pilot: Pilot) -> None:
     starter = pilot.start_job("/bin/sleep", "1000", ad="VpnBandwidthMbps = 12.5")
-    assert until(pilot.links)
+    wanted = "class htb 1:8000 root leaf 8000: prio 0 rate 12500Kbit ceil 12500Kbit"
     for link in SHAPER_NAMES:
-        shown = pilot.output("/usr/sbin/tc", "class", "show", "dev", link)
-        assert "class htb 1:8000 root leaf 8000: prio 0 rate 12500Kbit ceil 12500Kbit" in shown
+        show = partial(pilot.output, "/usr/sbin/tc", "class", "show", "dev", link)
+        assert until(lambda: wanted in show()), show()  # noqa: B023  (it is called at once)
     starter.kill()
     starter.communicate()
 

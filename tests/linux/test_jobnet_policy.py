@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +100,11 @@ def test_limits_of_a_rule_are_in_the_kernel(pilot: Pilot) -> None:
     try:
         assert until(lambda: "by big, up 8, down 24 Mbit/s" in pilot.log())
         for link, ceiling in (("htvup", "ceil 8Mbit"), ("htvdown", "ceil 24Mbit")):
-            assert ceiling in pilot.output("/usr/sbin/tc", "class", "show", "dev", link)
+            show = partial(pilot.output, "/usr/sbin/tc", "class", "show", "dev", link)
+            assert until(lambda: ceiling in show()), show()  # noqa: B023  (it is called at once)
     finally:
         job.terminate()
-        job.communicate(timeout=10)
+        job.communicate(timeout=60)
 
 
 @pytest.mark.parametrize(
@@ -188,18 +190,18 @@ def test_the_judge_has_no_privilege_and_cannot_be_traced_from_inside(pilot: Pilo
     status = Path(f"/proc/{judge}/status").read_text()
     assert "CapEff:\t0000000000000000\n" in status
     peek = pilot.popen([sys.executable, "-c", f"open('/proc/{judge}/mem', 'rb')"], stderr=-1)
-    assert b"PermissionError" in peek.communicate(timeout=20)[1]
+    assert b"PermissionError" in peek.communicate(timeout=60)[1]
 
 
 def test_job_that_does_without_a_network(pilot: Pilot) -> None:
     connect = (
-        f"import socket; client = socket.create_connection(('{PILOT_V4}', {TRAFFIC_PORT}), 5)\n"
+        f"import socket; client = socket.create_connection(('{PILOT_V4}', {TRAFFIC_PORT}), 60)\n"
         "client.sendall(b'get 1\\n'); client.recv(1)"
     )
     assert run(pilot, ALICE, sys.executable, "-c", connect)["status"] == 0
     told = run(pilot, ALICE + 'VpnNetwork = "none"', sys.executable, "-c", connect)
     assert "No route to host" in told["err"]
-    assert int(told["chirped"]["ChirpNetworkBytesOut"]) < 1000, "the kernel's own greetings of the link"
+    assert int(told["chirped"]["ChirpNetworkBytesOut"]) < 2000, "the kernel's own greetings of the link"
 
 
 def test_mistake_ends_the_start_with_file_and_line(tmp_path: Path) -> None:
@@ -225,7 +227,7 @@ def test_many_jobs_at_once(pilot: Pilot) -> None:
     begin = time.monotonic()
     jobs = [start(pilot, "/bin/true", ad=ALICE)[0] for _ in range(20)]
     assert [finished(job)["status"] for job in jobs] == [0] * 20
-    assert time.monotonic() - begin < 60
+    assert time.monotonic() - begin < 90
 
 
 def children(pid: int) -> list[int]:

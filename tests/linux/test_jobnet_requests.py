@@ -97,7 +97,7 @@ def test_job_goes_back_when_there_is_no_broker(pilot: Pilot) -> None:
 
 def _say(pilot: Pilot, data: bytes) -> bytes:
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(20)
+        client.settimeout(60)
         client.connect(str(pilot.run_dir / "broker.sock"))
         client.sendall(data)
         client.shutdown(socket.SHUT_WR)
@@ -213,6 +213,6 @@ def test_socket_is_for_its_owner_alone(pilot: Pilot) -> None:
 
 def test_wrapper_without_a_command(pilot: Pilot) -> None:
     done = pilot.popen([str(pilot.run_dir / "libexec" / "job-wrapper")], stderr=subprocess.PIPE)
-    assert b"without a command" in done.communicate(timeout=10)[1]
+    assert b"without a command" in done.communicate(timeout=60)[1]
     assert done.returncode == 64
     assert until(lambda: not pilot.links())

@@ -15,7 +15,7 @@ TESTS = Path(__file__).parents[1]
 
 def assert_all_end(ends):
     for end in ends:
-        assert select.select([end], [], [], 20)[0], "a process outlived its starter"
+        assert select.select([end], [], [], 60)[0], "a process outlived its starter"
         os.close(end)
 
 
@@ -25,7 +25,7 @@ def test_what_a_worker_started_ends_with_it_and_a_worker_with_pytest(site, tmp_p
     argv = [sys.executable, "-m", "pytest", "-n", "2", "-v", str(TESTS / "linux/test_testbed_site.py")]
     process = site.node.start(argv, log=log, cwd=TESTS.parent)
     for worker in (b"gw0", b"gw1"):
-        wait_for_log(log, rb"\[" + worker + rb"\].* PASSED", process, timeout_seconds=120)
+        wait_for_log(log, rb"\[" + worker + rb"\].* PASSED", process, timeout_seconds=180)
     sandboxes = children(process.pid)
     assert len(sandboxes) == 2
     workers = [children(init)[0] for sandbox in sandboxes for keeper in children(sandbox) for init in children(keeper)]
@@ -38,4 +38,4 @@ def test_what_a_worker_started_ends_with_it_and_a_worker_with_pytest(site, tmp_p
     ends = [os.pidfd_open(pid) for pid in descendants(process.pid)]
     process.kill()
     assert_all_end(ends)
-    process.wait(20)
+    process.wait(60)

@@ -58,7 +58,7 @@ def gateway(request, site, services, tmp_path):
     gateway = kind(site, tmp_path, as_root)
     yield gateway
     gateway.process.kill()
-    gateway.process.wait(20)
+    gateway.process.wait(60)
 
 
 @pytest.fixture
@@ -85,8 +85,8 @@ def test_sessions_are_counted_recorded_drained_and_cut(site, gateway, start, tmp
     one, two = start("one"), start("two")
     assert one.ask(fetch(3_000_000, 20)) == "3000000"
     wait_until(lambda: status(gateway)["pilots"].get("one", {}).get("bytes_down", 0) >= 3_000_000)
-    now = status(gateway)
-    assert (now["flows"], now["pilots"]["one"]["flows"], now["draining"]) == (2, 1, False)
+    now = wait_until(lambda: (now := status(gateway))["flows"] == 2 and "two" in now["pilots"] and now)
+    assert (now["pilots"]["one"]["flows"], now["draining"]) == (1, False)
     assert 0 < now["pilots"]["one"]["bytes_up"] < 3_000_000
     assert now["pilots"]["two"]["bytes_down"] < 3_000_000
     assert "2 sessions (0 have ended)" in gateway.verb("status")
@@ -96,8 +96,8 @@ def test_sessions_are_counted_recorded_drained_and_cut(site, gateway, start, tmp
     gateway.revoke("two")
     two.wait_for("down")
     wait_until(lambda: status(gateway)["pilots"].get("two", {}).get("flows") == 0)
-    assert time.monotonic() - begin < 20  # of a busy machine; without load it is one to two seconds
-    one.wait_for("up", 60)
+    assert time.monotonic() - begin < 30  # of a busy machine; without load it is one to two seconds
+    one.wait_for("up", 120)
     assert flow.end() == "before after"
 
     three = start("three")
@@ -110,7 +110,7 @@ def test_sessions_are_counted_recorded_drained_and_cut(site, gateway, start, tmp
     assert refused.returncode not in (0, 1), refused.stderr
     assert (one.ask(fetch()), three.ask(fetch())) == ("1000", "1000")
     gateway.verb("drain", "--timeout", "1s", "--wait")
-    assert gateway.process.wait(20) == 0
+    assert gateway.process.wait(60) == 0
     rows = {row["pilot"]: row for row in json.loads(gateway.verb("ledger", "--json"))}
     assert rows["one"]["bytes_down"] >= 3_000_000
     assert rows["two"]["flows"] >= 1

@@ -58,16 +58,18 @@ def test_signals_reach_the_command(site, gateway, tmp_path):
     process.send_signal(signal.SIGUSR1)
     wait_for_log(log, b"^got usr1$", process)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == 9
+    assert process.wait(60) == 9
     process.stdin.close()
 
 
-LEAVES = 'trap "" TERM HUP; (sleep 1.5; echo ended) & echo left'
+LEAVES = 'trap "" TERM HUP; (sleep {}; echo ended) & echo left; exit 7'
 
 
 @pytest.mark.parametrize(("seconds", "said"), [("0", ["left"]), ("1 min", ["left", "ended"])])
 def test_what_the_command_leaves_running_may_end_by_itself(run, seconds, said):
-    done = run("sh", "-c", LEAVES + "; exit 7", options=["--set", f"HTCONDOR_VPN_WAIT_AFTER_COMMAND={seconds}"])
+    it_takes = 1000 if seconds == "0" else 1.5
+    options = ["--set", f"HTCONDOR_VPN_WAIT_AFTER_COMMAND={seconds}"]
+    done = run("sh", "-c", LEAVES.format(it_takes), options=options)
     assert (done.returncode, done.stdout.split()) == (7, said)
 
 
@@ -85,7 +87,7 @@ def test_a_signal_ends_the_waiting(site, gateway, tmp_path):
     process = site.node.start(gateway.run_argv(["sh", "-c", "sleep 1000 & exit 7"], *options), log=log)
     wait_for_log(log, b"COMMAND ended with", process)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == 7
+    assert process.wait(60) == 7
 
 
 def test_the_command_is_the_same_user_without_a_capability(run):
@@ -132,17 +134,18 @@ def test_a_name_that_the_node_cannot_resolve(site, services, run, family):
 
 
 def test_hundreds_of_names_at_once(services, run):
-    """As when many jobs start together. A question that got lost would be asked again after five seconds."""
+    """As when many jobs start together. None is asked again, so that one which got lost would stay unanswered."""
     code = (
-        "import socket, threading, time\n"
-        "found, begin = [], time.monotonic()\n"
+        "import socket, threading\n"
+        "found = []\n"
         "def look_up(n): found.append(socket.getaddrinfo(f'n{n}.any.site.example', 80))\n"
         "threads = [threading.Thread(target=look_up, args=(n,)) for n in range(300)]\n"
         "for thread in threads: thread.start()\n"
         "for thread in threads: thread.join()\n"
-        "print(len(found), time.monotonic() - begin < 4.5)\n"
+        "print(len(found))\n"
     )
-    assert run(*python(code)).stdout == "300 True\n"
+    done = run(*python(code), env={"RES_OPTIONS": "attempts:1 timeout:30"}, timeout_seconds=90)
+    assert done.stdout == "300\n", done.stderr
 
 
 def test_a_port_that_refuses_is_reported(services, run):
@@ -180,7 +183,7 @@ def gateway_without_udp(site, tmp_path, monkeypatch):
 
 def test_datagrams_are_refused_at_once_where_the_gateway_has_no_udp(site, gateway_without_udp):
     code = (
-        "import socket; s=socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(5)\n"
+        "import socket; s=socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(20)\n"
         "s.connect(('203.0.113.53', 53)); s.send(b'x')\n"
         "try: s.recv(1)\n"
         "except OSError as error: print(type(error).__name__, error.errno)"
@@ -200,7 +203,7 @@ def test_the_hosts_own_listeners_are_out_of_reach(site, run):
         stdout=subprocess.PIPE,
     )
     assert server.stdout.readline() == b"ready\n"
-    done = run(*python("import socket; socket.create_connection(('127.0.0.1', 7777), 5)"))
+    done = run(*python("import socket; socket.create_connection(('127.0.0.1', 7777), 20)"))
     assert "ConnectionRefusedError" in done.stderr
     server.kill()
     server.wait()
@@ -234,21 +237,22 @@ def test_the_hosts_name_services_are_hidden(site, run, folder):
 def test_what_the_command_leaves_behind_is_ended(site, run, tmp_path):
     before = set(site.processes())
     assert run("sh", "-c", "setsid sleep 1000 & exit 3").returncode == 3
-    assert set(site.processes()) == before
+    assert set(site.processes()) <= before  # of which some may have been ending
 
 
 def test_orphans_do_not_pile_up_as_zombies(run):
     """As each job's last hook would, whose starter ends before it."""
     code = (
         "import os, subprocess, time\n"
-        "for _ in range(3): subprocess.run(['sh', '-c', 'sleep 0.1 &'])\n"
+        "left = [subprocess.check_output(['sh', '-c', 'sleep 1000 >&- & echo $!']) for _ in range(3)]\n"
         "def orphans(): return open(f'/proc/{os.getppid()}/task/{os.getppid()}/children').read().split()\n"
-        "deadline = time.monotonic() + 10\n"
+        "deadline = time.monotonic() + 60\n"
         "print(len(orphans()))\n"
+        "for pid in left: os.kill(int(pid), 9)\n"
         "while len(orphans()) > 3 and time.monotonic() < deadline: time.sleep(0.05)\n"
         "print(len(orphans()))\n"  # engine, broker, and this process
     )
-    assert run(*python(code)).stdout == "6\n3\n"
+    assert run(*python(code), timeout_seconds=90).stdout == "6\n3\n"
 
 
 def test_a_run_that_is_killed_leaves_nothing(site, gateway, tmp_path):
@@ -264,11 +268,11 @@ def test_a_run_that_is_killed_leaves_nothing(site, gateway, tmp_path):
     process.wait()
     for pidfd in pidfds:
         _wait_for_end(pidfd)
-    assert set(site.processes()) == before
+    assert set(site.processes()) <= before  # of which some may have been ending
     assert not folder.exists()
 
 
-def _wait_for_end(pidfd, timeout_seconds=10):
+def _wait_for_end(pidfd, timeout_seconds=60):
     import select
 
     assert select.select([pidfd], [], [], timeout_seconds)[0], "a process did not end"

@@ -30,7 +30,7 @@ def refused(site, gateway, tmp_path):
         done = site.node.run(argv, env={"TMPDIR": str(temporary)}, **more)
         assert done.returncode == code, done.stderr
         assert not marker.exists()
-        assert set(site.processes()) == before
+        assert set(site.processes()) <= before  # of which some may have been ending
         temporary.rmdir()
         (line,) = done.stderr.splitlines()
         assert line.startswith("htcondor-vpn: ")
@@ -86,14 +86,14 @@ def test_token_that_others_may_read(refused, tmp_path):
 
 
 def test_gateway_that_refuses(refused):
-    line = refused(69, "--gateway", "10.1.0.1:9", "--set", "HTCONDOR_VPN_CONNECT_TIMEOUT=1")
+    line = refused(69, "--gateway", "10.1.0.1:9", "--set", "HTCONDOR_VPN_CONNECT_TIMEOUT=6")
     assert "10.1.0.1:9 cannot be reached" in line
 
 
 def test_gateway_that_is_silent(site, refused):
     site.link.blackhole()
     try:
-        line = refused(69, "--set", "HTCONDOR_VPN_CONNECT_TIMEOUT=3", "--set", "HTCONDOR_VPN_PROBE_TIMEOUT=1")
+        line = refused(69, "--set", "HTCONDOR_VPN_CONNECT_TIMEOUT=8", "--set", "HTCONDOR_VPN_PROBE_TIMEOUT=1")
     finally:
         site.link.up()
     assert "does not answer within 1 s" in line

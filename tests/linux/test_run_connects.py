@@ -197,14 +197,14 @@ def test_a_connect_that_is_held_outlives_the_engine(services, site, pilot, tmp_p
     os.kill(engine, signal.SIGKILL)
     silence()
     wait_for_log(pilot.log, b"^hello$", pilot.process, timeout_seconds=60)
-    listener.wait(20)
+    listener.wait(60)
     listener.stdout.close()
 
 
 def test_without_holding_a_refusal_is_a_reset(services, run):
     code = (
         "import socket\n"
-        f"s = socket.create_connection(('{FAR[0]}', {REFUSED_PORT}), 20)\n"
+        f"s = socket.create_connection(('{FAR[0]}', {REFUSED_PORT}), 60)\n"
         "try: s.recv(1)\n"
         "except OSError as error: print(error.errno)\n"
     )

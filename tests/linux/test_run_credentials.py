@@ -15,6 +15,7 @@ from engine_site import sets
 
 from htcondor_vpn.testbed import plan
 from htcondor_vpn.testbed.gateway import SiteGateway, vpn_command
+from htcondor_vpn.testbed.logs import wait_for_log
 from htcondor_vpn.testbed.services import HTTP_PORT
 
 pytestmark = pytest.mark.linux
@@ -73,7 +74,7 @@ def test_a_certificate(site, services, gateway, issued):
     folder, _ = issued
     done = fetch(site, gateway, CERTIFICATE_FILE=folder / "pilot.pem", KEY_FILE=folder / "pilot.key")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "pilot=certificate:pilot-7 to=" in gateway.log.read_text()
+    wait_for_log(gateway.log, b"pilot=certificate:pilot-7 to=", gateway.process)
     alone = fetch(site, gateway, CERTIFICATE_FILE=folder / "pilot.pem")
     assert (alone.returncode, alone.stderr.count("\n")) == (78, 1)
 
@@ -87,7 +88,7 @@ def test_a_scitoken(site, services, gateway, issued, tmp_path):
     token.write_text(jwt.encode(claims, key, "ES256", headers={"kid": "k"}))
     done = fetch(site, gateway, TOKEN_FILE=token)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "pilot=scitoken:pilot@issuer.example to=" in gateway.log.read_text()
+    wait_for_log(gateway.log, b"pilot=scitoken:pilot@issuer.example to=", gateway.process)
     token.write_text(jwt.encode({**claims, "aud": "another"}, key, "ES256", headers={"kid": "k"}))
     refused = fetch(site, gateway, TOKEN_FILE=token)
     assert (refused.returncode, refused.stderr.count("\n")) == (77, 1)

@@ -8,10 +8,11 @@ import time
 import pytest
 from engine_site import NAME_SERVERS, pilots_processes, sets, trusting
 from shell_pilot import ShellPilot as Pilot
-from shell_pilot import fetch
+from shell_pilot import fetch, wait_until
 
 from htcondor_vpn.testbed import plan
 from htcondor_vpn.testbed.gateway import SiteGateway, vpn_command
+from htcondor_vpn.testbed.logs import wait_for_log
 from htcondor_vpn.testbed.proxies import Dante, LoginNode, Squid
 from htcondor_vpn.testbed.services import url
 
@@ -56,7 +57,7 @@ def refused(site, run, tmp_path):
         done = run(knobs, "touch", str(tmp_path / "ran"))
         assert done.returncode == code, done.stderr
         assert not (tmp_path / "ran").exists()
-        assert pilots_processes(site) == before
+        assert pilots_processes(site) <= before  # of which some may have been ending
         (line,) = done.stderr.splitlines()
         return line
 
@@ -163,7 +164,7 @@ def test_knobs_that_do_not_fit(refused, knobs, words):
 
 
 def test_a_proxy_that_is_not_there(refused):
-    knobs = {"ENGINE": "proxy", "PROXIES": NOBODY, "NAME_SERVERS": NAME_SERVERS, "CONNECT_TIMEOUT": 2}
+    knobs = {"ENGINE": "proxy", "PROXIES": NOBODY, "NAME_SERVERS": NAME_SERVERS, "CONNECT_TIMEOUT": 6}
     assert f"the proxy {NOBODY} cannot be reached" in refused(69, knobs)
 
 
@@ -186,7 +187,7 @@ def test_auto_goes_by_the_order_that_it_is_given(services, gateway, squid, run):
 
 def test_auto_tells_of_all_when_nothing_works(refused):
     knobs = {"ENGINE": "auto", "PROXIES": NOBODY, "SOCKS5_SERVERS": NOBODY, "NAME_SERVERS": NAME_SERVERS}
-    line = refused(69, {**knobs, "CONNECT_TIMEOUT": 2})
+    line = refused(69, {**knobs, "CONNECT_TIMEOUT": 6})
     assert f"proxy: the proxy {NOBODY} cannot be reached" in line
     assert f"socks5: the SOCKS server {NOBODY} cannot be reached" in line
 
@@ -242,7 +243,7 @@ def two(site, gateway, tmp_path):
     gateway.start()
 
 
-def wait_for(pilot, wanted, timeout_seconds=10):
+def wait_for(pilot, wanted, timeout_seconds=60):
     deadline = time.monotonic() + timeout_seconds
     while not wanted(pilot.state()):
         assert time.monotonic() < deadline, (pilot.run_dir / "run.log").read_text()
@@ -255,13 +256,15 @@ def flows(gateway):
 
 def test_flows_go_through_both_and_on_through_one(site, services, two, tmp_path):
     pilot = Pilot(site, two, tmp_path)
-    many = f"for i in {TEN}; do curl -s -m 10 -o /dev/null -w '%{{size_download}} ' {url('/bytes/1000')}; done"
+    many = f"for i in {TEN}; do curl -s -m 20 -o /dev/null -w '%{{size_download}} ' {url('/bytes/1000')}; done"
     all_well = " ".join(10 * ["1000"])
     begin = flows(two.one), flows(two.other)
     try:
+        for gateway in (two.one, two.other):
+            wait_for_log(pilot.run_dir / "run.log", f"{gateway.endpoints[0]} works".encode(), pilot.process)
         assert pilot.ask(many) == all_well
-        assert flows(two.one) - begin[0] >= 3  # half, but for the load that they tell, and what is not logged yet
-        assert flows(two.other) - begin[1] >= 3
+        # Half, but for the load that they tell.
+        wait_until(lambda: flows(two.one) - begin[0] >= 3 and flows(two.other) - begin[1] >= 3)
         two.one.stop()
         assert pilot.ask(many) == all_well  # at once: no flow is lost
         wait_for(pilot, lambda state: state["gateway"] == two.other.endpoints[0])
@@ -272,7 +275,7 @@ def test_flows_go_through_both_and_on_through_one(site, services, two, tmp_path)
         pilot.wait_for("up")
         assert pilot.state()["gateway"] == two.one.endpoints[0]
         two.other.start()
-        before, deadline = flows(two.other), time.monotonic() + 10
+        before, deadline = flows(two.other), time.monotonic() + 60
         while flows(two.other) < before + 3:  # taken back
             assert pilot.ask(many) == all_well
             assert time.monotonic() < deadline

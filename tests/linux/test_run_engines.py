@@ -37,7 +37,7 @@ def seen(site, used):
     try:
         with Capture(site, allowed=used.allowed) as capture:
             command, options = [sys.executable, str(CLIENT), f"http.{plan.ZONE}"], sets({"ENGINE_WORKERS": 2})
-            done = site.node.run(used.run_argv(command, *options), timeout_seconds=90)
+            done = site.node.run(used.run_argv(command, *options), timeout_seconds=240)
     finally:
         for way in ways:
             ip(NODE, f"route delete {way}")
@@ -88,9 +88,9 @@ def test_it_goes_and_comes_back(site, used, tmp_path):
         assert state["families"] == ["ipv4", "ipv6"]
         assert pilot.ask(fetch()) == "1000"
         used.stop()
-        pilot.wait_for("down", 10)
+        pilot.wait_for("down")
         used.start()
-        pilot.wait_for("up", 15)
+        pilot.wait_for("up", 120)
         assert pilot.ask(fetch()) == "1000"
         pilot.end()
     finally:
@@ -100,4 +100,4 @@ def test_it_goes_and_comes_back(site, used, tmp_path):
 def test_nothing_is_left(site, used):
     before = pilots_processes(site)
     assert site.node.run(used.run_argv(["true"])).returncode == 0
-    assert pilots_processes(site) == before
+    assert pilots_processes(site) <= before  # of which some may have been ending

@@ -46,7 +46,7 @@ def test_a_gateway_that_goes_and_comes_back(services, gateway, pilot):
         begin = time.monotonic()
         code = f"import socket; socket.create_connection(('{address}', 80), 20)"
         assert "Network is unreachable" in pilot.ask(f'{sys.executable} -c "{code}" 2>&1')
-        assert time.monotonic() - begin < 15
+        assert time.monotonic() - begin < 19
     gateway.start()
     pilot.wait_for("up")
     assert pilot.ask(fetch()) == "1000"
@@ -70,13 +70,10 @@ def test_a_part_that_is_killed_is_started_again(services, pilot, which):
         victim = pilot.child(which)
         pidfd = os.pidfd_open(victim)
         os.kill(victim, signal.SIGKILL)
-        assert select.select([pidfd], [], [], 5)[0]
+        assert select.select([pidfd], [], [], 60)[0]
         os.close(pidfd)
-        if which == "engine":
-            pilot.wait_for("up")
-        deadline = time.monotonic() + 10
-        while pilot.ask(fetch()) != "1000":
-            assert time.monotonic() < deadline
+        wait_until(lambda: pilot.ask(fetch()) == "1000")
+    pilot.wait_for("up")
     pilot.end()
 
 
@@ -135,7 +132,7 @@ def test_a_killed_run_leaves_nothing_though_a_part_is_killed_too(site, gateway, 
     for victim in (*victims, pilot.process.pid):
         os.kill(victim, signal.SIGKILL)
     pilot.kill()
-    wait_until(lambda: set(site.processes()) == before)
+    wait_until(lambda: set(site.processes()) <= before)  # of which some may have been ending
     assert sorted(path.name for path in pilot.run_dir.iterdir()) == ["jobs.db", "run.log", "state.json"]
 
 
@@ -148,8 +145,8 @@ def test_a_broker_that_is_killed_while_it_clears_up_is_replaced(site, gateway, t
     pilot.process.stdin.close()
     pilot.wait_for("stopping")
     os.kill(broker, signal.SIGKILL)
-    assert pilot.process.wait(10) == 0
-    assert set(site.processes()) == before
+    assert pilot.process.wait(60) == 0
+    assert set(site.processes()) <= before  # of which some may have been ending
 
 
 def test_a_run_that_is_killed_while_it_connects_leaves_nothing(site, gateway, tmp_path):
@@ -161,7 +158,7 @@ def test_a_run_that_is_killed_while_it_connects_leaves_nothing(site, gateway, tm
     wait_for_log(log, b"is connecting", process)
     process.kill()
     process.wait()
-    wait_until(lambda: set(site.processes()) == before)
+    wait_until(lambda: set(site.processes()) <= before)  # of which some may have been ending
     temporary.rmdir()
 
 
@@ -203,7 +200,7 @@ def test_a_token_that_is_revoked_cuts_its_flows_and_may_come_back(services, gate
     token = gateway.token_file.read_text()
     shutil.copytree(gateway.state_folder, tmp_path / "kept", ignore=shutil.ignore_patterns("*.sock"))
     gateway.token("revoke", "pilot")
-    wait_for_log(pilot.log, b"^reset$", pilot.process, timeout_seconds=5)
+    wait_for_log(pilot.log, b"^reset$", pilot.process)
     pilot.wait_for("down")
     wait_until(lambda: "refuses our token" in pilot.state()["reason"])  # at first it says that connections were lost
     assert token.strip() not in (pilot.run_dir / "run.log").read_text()
@@ -219,7 +216,7 @@ def test_a_flow_that_is_being_opened_when_the_engine_dies_is_reset(site, gateway
     """To an address where nobody answers, and connects are not held. An orderly end would be an empty answer."""
     pilot = ShellPilot(site, gateway, tmp_path, "--set", "HTCONDOR_VPN_HOLD_CONNECTS=off")
     code = (
-        "import socket; s = socket.create_connection(('203.0.113.99', 7), 5); print('opened', flush=True)\n"
+        "import socket; s = socket.create_connection(('203.0.113.99', 7), 60); print('opened', flush=True)\n"
         "try: print('ended', s.recv(1))\n"
         "except ConnectionResetError: print('reset')\n"
     )
@@ -242,7 +239,7 @@ def test_a_flow_that_the_engine_drops_by_its_death_is_a_reset(services, pilot, t
     """An application must never take half of a file for the whole."""
     code = (
         "import socket\n"
-        f"s = socket.create_connection(('http.{plan.ZONE}', {HTTP_PORT}), 5)\n"
+        f"s = socket.create_connection(('http.{plan.ZONE}', {HTTP_PORT}), 60)\n"
         "s.sendall(b'GET /bytes/1000000000 HTTP/1.0\\r\\n\\r\\n')\n"
         "n = len(s.recv(100000))\n"
         "print('flowing', flush=True)\n"

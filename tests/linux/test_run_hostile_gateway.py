@@ -11,6 +11,8 @@ from htcondor_vpn.testbed.gateway import SiteGateway
 from htcondor_vpn.testbed.logs import wait_for_log
 
 PORT = 9443
+#: In so long it has been heard, however busy the machine is.
+CONNECT_SECONDS = 5
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def test_nonsense_is_no_gateway(site, gateway, tmp_path, what):
     files = [str(folder / "gateway.crt"), str(folder / "gateway.key")]
     hostile = site.dmz.start([sys.executable, script, address, str(PORT), *files, what], log=log)
     wait_for_log(log, b"^ready$", hostile)
-    knobs = ("HTCONDOR_VPN_CONNECT_TIMEOUT=1", "HTCONDOR_VPN_PROBE_TIMEOUT=0.5")
+    knobs = (f"HTCONDOR_VPN_CONNECT_TIMEOUT={CONNECT_SECONDS}", "HTCONDOR_VPN_PROBE_TIMEOUT=0.5")
     options = ["--gateway", f"{address}:{PORT}", *(word for knob in knobs for word in ("--set", knob))]
     begin = time.monotonic()
     done = site.node.run(gateway.run_argv(["echo", "ran"], *options))
@@ -39,4 +41,4 @@ def test_nonsense_is_no_gateway(site, gateway, tmp_path, what):
     assert (done.returncode, done.stdout) == (69, "")
     (line,) = done.stderr.splitlines()
     assert f"the gateway {address}:{PORT} " in line
-    assert seconds < 6
+    assert seconds < CONNECT_SECONDS + 15

@@ -79,13 +79,13 @@ def test_ping(pilot, address):
 
 def test_it_says_how_packets_travel_and_falls_back_to_tls(site, pilot, tmp_path):
     """UDP that is blocked midway: connections go on over TLS, and the state says so."""
-    wait_until(lambda: pilot.state()["transport"] == "dtls")
+    wait_until(lambda: pilot.state()["transport"] == "dtls", 120)
     flow = HeldFlow(pilot, tmp_path)
     with udp_is_blocked(site):
-        wait_until(lambda: pilot.state()["transport"] == "tls", 60)
-        wait_until(lambda: pilot.ask(fetch()) == "1000", 60)
+        wait_until(lambda: pilot.state()["transport"] == "tls", 120)
+        wait_until(lambda: pilot.ask(fetch()) == "1000")
         assert flow.end() == "before after"
-    wait_until(lambda: pilot.state()["transport"] == "dtls", 60)
+    wait_until(lambda: pilot.state()["transport"] == "dtls", 120)
     pilot.end()
 
 
@@ -104,7 +104,8 @@ def test_what_is_killed_is_started_again(site, pilot, tmp_path, victim):
     flow = HeldFlow(pilot, tmp_path)
     before = client(pilot)
     engine = parent(before)
-    (room,) = [pid for pid in children(engine) if network_of(pid) != network_of(engine)]
+    others = (network_of(engine), None)
+    room = wait_until(lambda: next((pid for pid in children(engine) if network_of(pid) not in others), None))
     os.kill({"client": before, "its namespace's process": room, "engine": engine}[victim], signal.SIGKILL)
     wait_until(lambda: not Path(f"/proc/{before}").exists())
     pilot.wait_for("up")
@@ -119,7 +120,7 @@ def test_connections_outlive_a_restart_of_the_server(server, pilot, tmp_path):
     server.stop()
     pilot.wait_for("down")
     server.start()
-    pilot.wait_for("up", 60)
+    pilot.wait_for("up", 120)
     assert flow.end() == "before after"
     pilot.end()
 
@@ -129,7 +130,7 @@ def test_connections_outlive_a_link_that_falls_silent(site, link, pilot, tmp_pat
     link.blackhole()
     pilot.wait_for("down")
     link.up()
-    pilot.wait_for("up", 60)
+    pilot.wait_for("up", 120)
     assert flow.end() == "before after"
     pilot.end()
 
@@ -141,8 +142,8 @@ def test_a_killed_run_leaves_nothing(site, used, tmp_path, others):
     of = {"client": client(pilot), "engine": parent(client(pilot))}
     for pid in [*(of[other] for other in others), pilot.process.pid]:
         os.kill(pid, signal.SIGKILL)
-    pilot.process.wait(20)
-    wait_until(lambda: pilots_processes(site) == before)
+    pilot.process.wait(60)
+    wait_until(lambda: pilots_processes(site) <= before)  # of which some may have been ending
     with suppress(BrokenPipeError):
         pilot.process.stdin.close()
 
@@ -196,7 +197,7 @@ def test_a_split_tunnel_is_one(leaky_site, other, tmp_path):
 def test_a_hostile_server_is_not_believed(site, other, tmp_path, header):
     mark = tmp_path / "ran"
     with other(lines=[f'custom-header = "{header.replace("@", str(mark))}"']) as used:
-        argv = used.run_argv(["touch", str(mark)], "--set", "HTCONDOR_VPN_CONNECT_TIMEOUT=2")
+        argv = used.run_argv(["touch", str(mark)], "--set", "HTCONDOR_VPN_CONNECT_TIMEOUT=8")
         done = site.node.run(argv, timeout_seconds=60)
     assert done.returncode == 69, done.stderr
     assert "the network that it gives us" in done.stderr
@@ -231,7 +232,7 @@ def test_a_certificate_that_is_not_known(site, server, other):
     with other(certificate=True) as strict:
         pair = {"CERTIFICATE": server.client_certificate, "KEY": server.client_key}
         strict.knobs.update({f"OPENCONNECT_{name}_FILE": path for name, path in pair.items()})
-        argv = strict.run_argv(["true"], "--set", "HTCONDOR_VPN_CONNECT_TIMEOUT=1")
+        argv = strict.run_argv(["true"], "--set", "HTCONDOR_VPN_CONNECT_TIMEOUT=8")
         done = site.node.run(argv, timeout_seconds=60)
     assert done.returncode == 69, done.stderr
     assert "check that it runs, and knows HTCONDOR_VPN_OPENCONNECT_CERTIFICATE_FILE" in done.stderr

@@ -164,7 +164,7 @@ def test_one_that_falls_silent_is_left_and_taken_back(services, first, another, 
     with black_hole(first.endpoints[0]):
         begin = time.monotonic()
         slow = f"for i in 1 2 3 4; do curl -s -m {PATIENCE_SECONDS} -o /dev/null -w '%{{size_download}}\\n' "
-        assert running.ask(f"{slow} {url('/bytes/1000')} & done; wait", PATIENCE_SECONDS).split() == 4 * ["1000"]
+        assert running.ask(f"{slow} {url('/bytes/1000')} & done; wait", 2 * PATIENCE_SECONDS).split() == 4 * ["1000"]
         until_logged(running, f"{first.endpoints[0]} is left")
         print(f"left after {time.monotonic() - begin:.1f} s")
         assert running.ask(many(4)).split() == 4 * ["1000"]  # at once, or the time would not do

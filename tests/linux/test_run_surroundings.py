@@ -26,7 +26,7 @@ def shell(site, gateway):
         run = shlex.join(gateway.run_argv(["sh", "-c", command]))
         before = set(site.processes())
         done = site.node.run(["bash", "-c", line.replace("RUN", run)], **more)
-        assert set(site.processes()) == before
+        assert set(site.processes()) <= before  # of which some may have been ending
         return done
 
     return shell
@@ -63,7 +63,7 @@ def test_a_hangup_that_is_ignored_does_not_end_the_start(site, gateway, tmp_path
     wait_for_log(log, b"is connecting", process)
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == -signal.SIGTERM
+    assert process.wait(60) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_a_job_cannot_have_answers_sent_to_another_network(services, gateway, ru
     job = (
         "import socket\n"
         "honest, forged = (socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) for _ in range(2))\n"
-        f"honest.sendto(b'x', ('{ECHO_V6}', {ECHO_PORT})); honest.settimeout(5); honest.recv(1)\n"
+        f"honest.sendto(b'x', ('{ECHO_V6}', {ECHO_PORT})); honest.settimeout(20); honest.recv(1)\n"
         "forged.setsockopt(socket.IPPROTO_IPV6, 78, 1)\n"  # IPV6_FREEBIND, linux/in6.h
         f"forged.bind(('{PILOT_V6}', 5555)); forged.sendto(b'forged', ('{ECHO_V6}', {ECHO_PORT}))\n"
     )
@@ -124,7 +124,7 @@ def test_a_job_cannot_have_answers_sent_to_another_network(services, gateway, ru
 _ASK = (
     "import socket, sys\n"
     "family = socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET\n"
-    "s = socket.socket(family, socket.SOCK_DGRAM); s.settimeout(5)\n"
+    "s = socket.socket(family, socket.SOCK_DGRAM); s.settimeout(20)\n"
     "try: s.connect((sys.argv[1], int(sys.argv[2]))); s.send(b'x'); s.recv(1)\n"
     "except OSError as error: print(type(error).__name__, error.errno or '')\n"
 )
@@ -155,7 +155,7 @@ def test_multicast_and_broadcast_go_nowhere(services, gateway, run):
         "    except OSError: pass\n"
     )
     run(*python(code))
-    assert "5353" not in gateway.log.read_text()[before:]
+    assert ":5353/udp" not in gateway.log.read_text()[before:]
 
 
 def test_a_question_to_a_name_server_outside(services, run):
@@ -163,7 +163,7 @@ def test_a_question_to_a_name_server_outside(services, run):
         "import dns.message, dns.query\n"
         f"query = dns.message.make_query('http.{plan.ZONE}', 'A')\n"
         f"for where in ('{plan.WORLD['dns'].v4}', '{plan.WORLD['dns'].v6}', '198.18.0.1'):\n"
-        "    print(dns.query.udp(query, where, timeout=5).answer[0][0].address)\n"
+        "    print(dns.query.udp(query, where, timeout=20).answer[0][0].address)\n"
     )
     assert run(*python(code)).split() == [ECHO_V4] * 3
 
@@ -175,11 +175,12 @@ def test_the_pilots_own_datagrams_stay_inside(services, gateway, run):
         "for host in ('127.0.0.1', '198.18.0.1', '::1'):\n"
         "    family = socket.AF_INET6 if ':' in host else socket.AF_INET\n"
         "    server, client = (socket.socket(family, socket.SOCK_DGRAM) for _ in range(2))\n"
-        "    server.bind((host, 0)); client.sendto(b'x', server.getsockname()[:2]); server.settimeout(5)\n"
+        "    server.bind((host, 0)); client.sendto(b'x', server.getsockname()[:2]); server.settimeout(20)\n"
         "    print(server.recvfrom(1)[0].decode())\n"
     )
     assert run(*python(code)).split() == ["x"] * 3
-    assert "/udp" not in gateway.log.read_text()[before:]
+    for host in ("127.0.0.1", "198.18.0.1", "[::1]"):
+        assert f"to={host}:" not in gateway.log.read_text()[before:]
 
 
 def test_what_is_sent_last_still_arrives(services, gateway, run):
@@ -197,7 +198,7 @@ def test_payload_is_counted(services, run):
     code = (
         "import json, os, subprocess, sys, time\n"
         "subprocess.run(sys.argv[1:], check=True)\n"
-        "deadline = time.monotonic() + 20\n"
+        "deadline = time.monotonic() + 60\n"
         "while True:\n"
         "    state = json.load(open(os.environ['HTCONDOR_VPN_RUN_DIR'] + '/state.json'))\n"
         "    if state['bytes_in'] >= 50000 or time.monotonic() > deadline: break\n"
@@ -216,7 +217,7 @@ def test_many_destinations_make_room_for_the_latest(services, run):
         "import json, os, socket, subprocess, sys, time\n"
         "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
         f"for port in range(20000, 20600): s.sendto(b'x', ('{ECHO_V4}', port))\n"
-        "deadline = time.monotonic() + 20\n"
+        "deadline = time.monotonic() + 60\n"
         "while True:\n"
         "    flows = json.load(open(os.environ['HTCONDOR_VPN_RUN_DIR'] + '/state.json'))['flows']\n"
         "    if flows >= 200 or time.monotonic() > deadline: break\n"
@@ -235,15 +236,16 @@ def test_many_destinations_make_room_for_the_latest(services, run):
 def test_a_gateway_that_is_restarted(site, services, gateway):
     code = (
         "import socket, sys\n"
-        "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(0.5)\n"
+        "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(20)\n"
         "def echo():\n"
         f"    s.sendto(b'x', ('{ECHO_V4}', {ECHO_PORT})); return s.recv(10)\n"
         "print(echo().decode(), flush=True); sys.stdin.readline()\n"
-        "for _ in range(60):\n"
+        "s.settimeout(0.5)\n"
+        "for _ in range(120):\n"
         "    try: print(echo().decode()); break\n"
         "    except OSError: pass\n"
     )
-    options = ["--set", "HTCONDOR_VPN_PROBE_INTERVAL=0.3", "--set", "HTCONDOR_VPN_PROBE_TIMEOUT=1"]
+    options = ["--set", "HTCONDOR_VPN_PROBE_INTERVAL=0.3", "--set", "HTCONDOR_VPN_PROBE_TIMEOUT=5"]
     argv = gateway.run_argv(python(code), *options)
     process = site.node.start(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"x\n"
@@ -252,5 +254,5 @@ def test_a_gateway_that_is_restarted(site, services, gateway):
     process.stdin.write(b"\n")
     process.stdin.close()
     assert process.stdout.readline() == b"x\n"
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     process.stdout.close()

@@ -87,7 +87,7 @@ def test_connections_outlive_a_restart_of_the_server(server, pilot, tmp_path):
     server.stop()
     pilot.wait_for("down")
     server.start()
-    pilot.wait_for("up", 30)
+    pilot.wait_for("up", 120)
     assert flow.end() == "before after"
     pilot.end()
 
@@ -124,7 +124,7 @@ def test_a_killed_run_leaves_nothing(site, used, tmp_path, others):
     victims = [of[other] for other in others] + [pilot.process.pid]
     for pid in victims:
         os.kill(pid, signal.SIGKILL)
-    pilot.process.wait(20)
+    pilot.process.wait(60)
     wait_until(lambda: pilots_processes(site) <= before)  # and of those some may have been ending
     with suppress(BrokenPipeError):
         pilot.process.stdin.close()
@@ -168,7 +168,7 @@ def test_blocked_udp_is_said_in_time_and_auto_goes_on(site, server, used, tmp_pa
         begin = time.monotonic()
         done = site.node.run(used.run_argv(["true"], "--set", "HTCONDOR_VPN_CONNECT_TIMEOUT=8"), timeout_seconds=60)
         took = time.monotonic() - begin
-        out, _ = going_on.communicate(timeout=60)
+        out, _ = going_on.communicate(timeout=120)
     assert done.returncode == 69
     assert f"the WireGuard server {server.endpoint} does not answer: there was no handshake" in done.stderr
     assert took < 45

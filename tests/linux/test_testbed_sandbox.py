@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from shell_pilot import wait_until
 
 from htcondor_vpn.testbed.logs import wait_for_log
 from htcondor_vpn.testbed.site import Site
@@ -45,7 +46,7 @@ def test_signals_reach_the_command(site: Site, tmp_path: Path, number: int) -> N
     process = site.node.start(sandboxed("sh", "-c", trap), log=log)
     wait_for_log(log, b"waiting", process)
     process.send_signal(number)
-    assert process.wait(10) == 42
+    assert process.wait(60) == 42
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
@@ -74,8 +75,12 @@ def test_inside_is_a_machine_of_its_own(site: Site) -> None:
 
 
 def test_orphans_are_reaped(site: Site) -> None:
-    script = "(setsid true &) ; for _ in 1 2 3 4 5 6 7 8; do sleep 0.05; done; cat /proc/[0-9]*/stat | grep -c ' Z '"
-    assert site.node.run(sandboxed("sh", "-c", script)).stdout == "0\n"
+    script = (
+        "(setsid touch /run/tmp/ran &); until [ -e /run/tmp/ran ]; do sleep 0.05; done; "
+        "for _ in $(seq 400); do left=$(cat /proc/[0-9]*/stat | grep -c -e ' Z ' -e '(touch)'); "
+        "[ $left = 0 ] && break; sleep 0.05; done; echo $left"
+    )
+    assert site.node.run(sandboxed("sh", "-c", script), timeout_seconds=60).stdout == "0\n"
 
 
 def _pids_of(mark: str) -> list[int]:
@@ -95,14 +100,13 @@ def test_nothing_survives_the_caller(site: Site, tmp_path: Path, number: int) ->
     script = f"(setsid unshare --user --net sleep {mark} &); ip netns add one; echo started; exec sleep {mark}"
     process = site.node.start(sandboxed("sh", "-c", script), log=log)
     wait_for_log(log, b"started", process)
-    pids = _pids_of(mark)
-    assert pids
+    pids = wait_until(lambda: len(found := _pids_of(mark)) == 2 and found)
     ends = [os.pidfd_open(pid) for pid in pids]
     process.send_signal(number)
     for end in ends:
-        assert select.select([end], [], [], 10)[0], "a process outlived its sandbox"
+        assert select.select([end], [], [], 60)[0], "a process outlived its sandbox"
         os.close(end)
-    process.wait(10)
+    process.wait(60)
     assert _pids_of(mark) == []
 
 

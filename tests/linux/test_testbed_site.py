@@ -24,7 +24,7 @@ PORT = 4711
 CONNECT = """
 import socket, sys
 try:
-    socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=5)
+    socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=60)
     print("connected")
 except OSError as error:
     print(error.strerror or error)
@@ -35,7 +35,7 @@ def connect(host: Host, name: str, port: int = 80) -> str:
     return host.run([sys.executable, "-IS", "-c", CONNECT, name, str(port)]).stdout.strip()
 
 
-def pair(site: Site, *, timeout_seconds: float = 10) -> tuple[socket.socket, socket.socket]:
+def pair(site: Site, *, timeout_seconds: float = 60) -> tuple[socket.socket, socket.socket]:
     """A TCP connection from the node to the DMZ, both ends in this process."""
     with site.dmz.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -114,7 +114,7 @@ def test_users_of_one_host_are_one_user(site: Site, tmp_path: Path) -> None:
     """As on a real machine, one command may look into the namespaces that another of the same user made."""
     made = site.node.start(["unshare", "--user", "--map-current-user", "--net", "sleep", "60"])
     link, ours = f"/proc/{made.pid}/ns/net", os.stat("/run/netns/node").st_ino
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while os.stat(link).st_ino in (ours, os.stat("/proc/self/ns/net").st_ino) and time.monotonic() < deadline:
         os.sched_yield()
     done = site.node.run(["nsenter", f"--target={made.pid}", "--user", "--net", "--preserve-credentials", "ip", "link"])
@@ -135,7 +135,7 @@ def test_root_of_the_sandbox_may_change_a_host(site: Site) -> None:
 def test_signals_go_to_the_command_itself(site: Site, number: int) -> None:
     process = site.node.start(["sleep", "60"])
     process.send_signal(number)
-    assert process.wait(5) == -number
+    assert process.wait(60) == -number
 
 
 def test_hosts_have_their_own_names_and_files(site: Site) -> None:
@@ -153,9 +153,10 @@ def test_folder_environment_and_input_go_along(site: Site, tmp_path: Path) -> No
 @pytest.mark.parametrize("up", [True, False])
 def test_rate(site: Site, link: Link, up: bool) -> None:
     link.shape(rate_mbps=80)
-    assert 55 < throughput_mbps(site, 10_000_000, up=up) < 84  # the first burst passes at once
+    rates = [throughput_mbps(site, 10_000_000, up=up) for _ in range(3)]
+    assert 55 < max(rates) < 84, rates  # the first burst passes at once; a machine that is held up makes it slower
     link.shape()
-    assert throughput_mbps(site, 50_000_000, up=up) > 200
+    assert max(throughput_mbps(site, 50_000_000, up=up) for _ in range(3)) > 200
 
 
 def connect_ms(site: Site) -> float:
@@ -171,7 +172,7 @@ def test_delay(site: Site, link: Link) -> None:
         link.shape(delay_ms=delay_ms)
         fastest_ms = min(connect_ms(site) for _ in range(5))  # of the others a busy machine may be a part
         assert 2 * delay_ms <= fastest_ms < 2 * delay_ms + 100
-    assert throughput_mbps(site, 10_000_000, up=True) > 20
+    assert max(throughput_mbps(site, 10_000_000, up=True) for _ in range(3)) > 20
 
 
 @pytest.mark.alone
@@ -212,7 +213,7 @@ def test_a_blackhole_is_silent_and_ends(site: Site, link: Link, delay_ms: float)
         pair(site, timeout_seconds=0.5)
     assert "LOWER_UP" in site.node.run(["ip", "link", "show", "eth0"]).stdout
     link.up()
-    for end in pair(site, timeout_seconds=5):
+    for end in pair(site):
         end.close()
 
 
@@ -220,7 +221,7 @@ def test_a_pulled_cable_shows(site: Site, link: Link) -> None:
     link.down()
     assert "LOWER_UP" not in site.node.run(["ip", "link", "show", "eth0"]).stdout
     link.up()
-    for end in pair(site, timeout_seconds=5):
+    for end in pair(site):
         end.close()
 
 

@@ -92,8 +92,8 @@ def test_a_pilot_that_is_revoked_is_cut_and_others_go_on(gateway, start_pilot, t
     begin = time.monotonic()
     gateway.pilots("revoke", "one")
     one.wait_for("down")
-    assert time.monotonic() - begin < 20
-    assert b"flow pilot=one to=203.0.113.20 port=7" in gateway.log.read_bytes()
+    assert time.monotonic() - begin < 30
+    wait_for_log(gateway.log, b"flow pilot=one to=203.0.113.20 port=7", gateway.process)
     assert flow.end() == "before after"
     assert other.ask(fetch()) == "1000"
     other.end()
@@ -142,7 +142,7 @@ def test_nothing_is_left(site, services, tmp_path, number):
     with SiteWireguardGateway(site.dmz, tmp_path, 51822) as gateway:
         assert children(gateway.process.pid)
         gateway.process.send_signal(number)
-        code = gateway.process.wait(20)
+        code = gateway.process.wait(60)
         gateway.process = None
     assert code == (0 if number == signal.SIGTERM else -number)
     wait_until(lambda: set(site.processes()) <= before)  # and of those some may have been ending
@@ -159,8 +159,7 @@ def test_a_port_that_is_taken(site, gateway, tmp_path):
 def test_it_is_no_more_than_an_ordinary_user(gateway):
     """It has no capability, nor has what writes its ledger; what has some has them in namespaces of its own."""
     host = os.stat(f"/proc/{gateway.process.pid}/ns/user").st_ino
-    below = descendants(gateway.process.pid)
-    outside = [pid for pid in below if os.stat(f"/proc/{pid}/ns/user").st_ino == host]
-    assert (len(below), len(outside)) == (3, 1)
-    for pid in (gateway.process.pid, *outside):
+    below = wait_until(lambda: len(found := descendants(gateway.process.pid)) == 3 and found)
+    (outside,) = [pid for pid in below if os.stat(f"/proc/{pid}/ns/user").st_ino == host]
+    for pid in (gateway.process.pid, outside):
         assert f"CapEff:\t{'0' * 16}\n" in Path(f"/proc/{pid}/status").read_text()

@@ -19,9 +19,9 @@ def gateway(site, services, tmp_path):
     with SiteWireguardGateway(site.dmz, tmp_path / "w", as_root=True) as gateway:
         yield gateway
         gateway.process.send_signal(signal.SIGTERM)
-        assert gateway.process.wait(20) == 0
+        assert gateway.process.wait(60) == 0
         wait_until(lambda: set(site.processes()) <= processes)
-        assert network(site.dmz) == before
+        wait_until(lambda: network(site.dmz) == before)
         gateway.process = None
 
 
@@ -64,7 +64,7 @@ def test_connections_outlive_a_death_of_wireguard_go_and_a_revoked_pilot_is_out(
     begin = time.monotonic()
     gateway.pilots("revoke", "pilot")
     pilot.wait_for("down")
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 30
     assert pilot.ask(fetch(1000, 2)) == "0"
     pilot.end()
 
@@ -87,12 +87,12 @@ def test_two_gateways_of_root_and_the_last_one_restores_what_the_first_one_found
             finally:
                 pilot.kill()
             gateway.process.send_signal(signal.SIGTERM)
-            assert gateway.process.wait(20) == 0
+            assert gateway.process.wait(60) == 0
             gateway.process = None
     finally:
         ocserv.process.kill()
-        ocserv.process.wait(20)
-    assert network(site.dmz) == before
+        ocserv.process.wait(60)
+    wait_until(lambda: network(site.dmz) == before)
 
 
 def test_a_killed_gateway_leaves_nothing(site, services, tmp_path):
@@ -100,7 +100,7 @@ def test_a_killed_gateway_leaves_nothing(site, services, tmp_path):
     with SiteWireguardGateway(site.dmz, tmp_path / "w", as_root=True) as gateway:
         assert network(site.dmz) != before
         gateway.process.kill()
-        gateway.process.wait(20)
+        gateway.process.wait(60)
         gateway.process = None
         wait_until(lambda: set(site.processes()) <= processes)
         wait_until(lambda: network(site.dmz) == before)

@@ -18,14 +18,14 @@ CONFIG = TunConfig(
     routes=(ip_network("203.0.113.0/24"), ip_network("2001:db8:1::/64")),
     refused=(ip_network("203.0.113.128/25"),),
 )
-COUNT = 1000
+ROUNDS, COUNT = 5, 200
 
 
 async def packet(tun):
     readable = asyncio.Event()
     asyncio.get_running_loop().add_reader(tun, readable.set)
     try:
-        await asyncio.wait_for(readable.wait(), 20)
+        await asyncio.wait_for(readable.wait(), 60)
         return os.read(tun, 2048)
     finally:
         asyncio.get_running_loop().remove_reader(tun)
@@ -60,10 +60,13 @@ async def main():
     refused = await room.open(socket.AF_INET, socket.SOCK_DGRAM)
     seen["refused"] = attempt(refused, "203.0.113.200", 7)
 
-    begin = time.perf_counter()
-    for _ in range(COUNT):
-        (await room.open(socket.AF_INET, socket.SOCK_STREAM)).close()
-    seen["us"] = (time.perf_counter() - begin) / COUNT * 1e6
+    taken = []
+    for _ in range(ROUNDS):
+        begin = time.perf_counter()
+        for _ in range(COUNT):
+            (await room.open(socket.AF_INET, socket.SOCK_STREAM)).close()
+        taken.append((time.perf_counter() - begin) / COUNT * 1e6)
+    seen["us"] = min(taken)  # a busy machine is a part of the others
 
     show = [sys.argv[1], "-json", "address", "show"]
     interfaces = json.loads(subprocess.run(show, preexec_fn=room.enter, capture_output=True, check=True).stdout)
@@ -74,10 +77,10 @@ async def main():
     await packet(tun)
     room.close()
     try:
-        await asyncio.wait_for(connecting, 20)
+        await asyncio.wait_for(connecting, 60)
     except OSError as error:
         seen["cut"] = errno.errorcode[error.errno]
-    await asyncio.wait_for(room.lost(), 20)
+    await asyncio.wait_for(room.lost(), 60)
     try:
         while True:
             await room.open(socket.AF_INET, socket.SOCK_STREAM)

@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 
-TIMEOUT_SECONDS = 10.0
+TIMEOUT_SECONDS = 20.0
 
 if __name__ == "__main__":
     sockets = {family: socket.socket(family, socket.SOCK_DGRAM) for family in (socket.AF_INET, socket.AF_INET6)}

@@ -22,11 +22,11 @@ class HeldFlow:
         os.mkfifo(self.told)
         command = f"{sys.executable} {HERE}/held_flow.py {ECHO.v4} {ECHO_PORT}"
         pilot.ask(f"{command} < {self.told} > {self.said} & exec 9> {self.told}")
-        wait_for_log(self.said, b"^open$", pilot.process, timeout_seconds=30)
+        wait_for_log(self.said, b"^open$", pilot.process)
 
     def end(self):
         self.pilot.ask("echo go >&9")
-        return wait_for_log(self.said, b"^open\n(.*)\n", self.pilot.process, timeout_seconds=60)[1].decode()
+        return wait_for_log(self.said, b"^open\n(.*)\n", self.pilot.process, timeout_seconds=120)[1].decode()
 
 
 def cmdline(pid):
