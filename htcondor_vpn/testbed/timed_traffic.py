@@ -1,5 +1,8 @@
 """Traffic of which only what arrives between two instants counts. Instants are of time.monotonic(), for all on a host.
 
+What has arrived is the kernel's own count. So who looks late, because the machine was held up, relates what there is
+then to the time that it took, and takes nothing that waited in a buffer for what came at once.
+
     timed_traffic.py serve ADDRESS … PORT                        the far side; prints a line when it listens
     timed_traffic.py get|put ADDRESS PORT BEGIN END [FLOWS [PARTS]]      prints the bytes that arrived in between
 
@@ -10,28 +13,45 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
 import sys
 import threading
 import time
 
 _CHUNK = bytes(1 << 18)
 _TIMEOUT_SECONDS = 60.0
+#: Where struct tcp_info (linux/tcp.h) has tcpi_bytes_received.
+_BYTES_RECEIVED = struct.Struct("=128xQ")
+
+
+def _arrived(connection: socket.socket) -> int:
+    """The bytes that have arrived, read or not (tcp(7), TCP_INFO)."""
+    told = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED.size)
+    return int(_BYTES_RECEIVED.unpack(told)[0])
 
 
 def _count(connection: socket.socket, begin: float, end: float, parts: int) -> list[int]:
     """Receives until `end`, or until the other side ends, and returns what arrived since `begin`, part by part."""
-    buffer, counts, part_seconds = bytearray(1 << 20), [0] * parts, (end - begin) / parts
-    while (now := time.monotonic()) < end:
-        connection.settimeout(end - now)
+    buffer, part_seconds, over = bytearray(1 << 20), (end - begin) / parts, False
+    edges = [begin + part_seconds * number for number in range(parts + 1)]
+    seen: list[tuple[float, int]] = []
+    while True:
+        now = time.monotonic()
+        while len(seen) <= parts and (over or now >= edges[len(seen)]):
+            # A moment too early at the beginning, and too late at the end: nobody gets more than there was.
+            count, later = _arrived(connection), time.monotonic()
+            seen.append((edges[len(seen)] if over else now if not seen else later, count))
+        if len(seen) > parts:
+            break
+        connection.settimeout(max(edges[len(seen)] - time.monotonic(), 1e-6))
         try:
-            received = connection.recv_into(buffer)
+            over = not connection.recv_into(buffer)
         except socket.timeout:
-            break
-        if not received:
-            break
-        if begin <= (now := time.monotonic()) < end:
-            counts[min(int((now - begin) / part_seconds), parts - 1)] += received
-    return counts
+            continue
+    return [
+        round((after - before) / (last - first) * part_seconds) if last > first else 0
+        for (first, before), (last, after) in zip(seen, seen[1:])
+    ]
 
 
 def _send(connection: socket.socket, end: float) -> None:
