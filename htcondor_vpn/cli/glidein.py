@@ -17,7 +17,9 @@ from htcondor_vpn.glidein.factory.entry import render
 from htcondor_vpn.glidein.factory.site import read_site
 from htcondor_vpn.glidein.hold import hold
 from htcondor_vpn.glidein.manual import check
+from htcondor_vpn.linux.signals import die_like, raised
 from htcondor_vpn.pilot.run_folder import ENVIRONMENT_VARIABLE
+from htcondor_vpn.pilot.supervisor import ENDING, Interrupted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,10 +98,14 @@ def _condor(args: argparse.Namespace) -> int:
         lifetime_seconds=args.lifetime, name=args.name, cpus=args.cpus, memory_mb=args.memory_mb,
         config=args.condor_config,
     )  # fmt: skip
-    with PilotFolder(wanted) as folder:
-        environment = folder.environment(os.environ)
-        settings = tunnel_options.settings_of(args, environment)
-        status = tunnel_options.status_of(settings, folder.argv, environment, args.verbose)
+    try:
+        with raised(ENDING, Interrupted), PilotFolder(wanted) as folder:  # to unpack HTCondor takes seconds
+            environment = folder.environment(os.environ)
+            settings = tunnel_options.settings_of(args, environment)
+            status = tunnel_options.status_of(settings, folder.argv, environment, args.verbose, [folder.temporary])
+    except Interrupted as interrupted:
+        die_like(interrupted.number)
+        raise
     return tunnel_options.end_like(PilotFolder.status(status))
 
 

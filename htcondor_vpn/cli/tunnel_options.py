@@ -10,6 +10,7 @@ from pathlib import Path
 from htcondor_vpn.config_sources import config_files
 from htcondor_vpn.errors import UsageError
 from htcondor_vpn.linux.signals import die_like
+from htcondor_vpn.linux.temporary_folders import TemporaryFolder
 from htcondor_vpn.pilot.launch import launch
 from htcondor_vpn.pilot.supervisor import Interrupted
 from htcondor_vpn.settings import Settings
@@ -48,10 +49,19 @@ def settings_of(args: argparse.Namespace, environment: Mapping[str, str]) -> Set
     return Settings.load(config_files(args.config, environment).files, environment, overrides)
 
 
-def status_of(settings: Settings, argv: Sequence[str], environment: Mapping[str, str], verbose: bool) -> int:
-    """Runs `argv` in the tunnel and returns its wait status. A signal that came before it ran ends this process."""
+def status_of(
+    settings: Settings,
+    argv: Sequence[str],
+    environment: Mapping[str, str],
+    verbose: bool,
+    belongings: Sequence[TemporaryFolder] = (),
+) -> int:
+    """Runs `argv` in the tunnel and returns its wait status; the folders `belongings` end with it.
+
+    A signal that came before it ran ends this process.
+    """
     try:
-        return launch(settings, argv, environment, verbose)
+        return launch(settings, argv, environment, verbose, belongings)
     except Interrupted as interrupted:
         die_like(interrupted.number)
         raise

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import socket
 import tempfile
 import time
@@ -19,6 +18,8 @@ from pathlib import Path
 
 from htcondor_vpn.errors import ConfigUnreadable, RunFolderError
 from htcondor_vpn.glidein.release import Release, find_release
+from htcondor_vpn.linux.temporary_folders import TemporaryFolder
+from htcondor_vpn.pilot.run_folder import PILOT_FOLDERS
 from htcondor_vpn.shipped import CONDOR_CONFIG, shipped
 
 #: What batch systems call a job's number.
@@ -110,9 +111,10 @@ class PilotFolder:
         """Makes and fills it; raises `RunFolderError`, `ProgramMissing`, `ConfigUnreadable`."""
         self.name = wanted.name or _unique_name(os.environ)
         try:
-            self.path = Path(tempfile.mkdtemp(prefix="pilot-"))
+            self.temporary = TemporaryFolder(PILOT_FOLDERS, Path(tempfile.gettempdir()))
         except OSError as error:
-            raise _unwritable(tempfile.gettempdir(), error) from error
+            raise _unwritable(os.environ.get("TMPDIR") or "/tmp", error) from error  # noqa: S108
+        self.path = self.temporary.path
         try:
             self._fill(wanted)
         except OSError as error:
@@ -161,7 +163,7 @@ class PilotFolder:
 
     def remove(self) -> None:
         """Removes it. Idempotent."""
-        shutil.rmtree(self.path, ignore_errors=True)  # what a killed job still writes there is not ours to mend
+        self.temporary.remove()
 
     def __enter__(self) -> PilotFolder:
         return self

@@ -6,7 +6,9 @@ import ctypes
 import os
 import signal
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import NamedTuple
 
 _SFD_CLOEXEC = 0o2000000
@@ -68,6 +70,24 @@ class SignalDescriptor:
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+
+@contextmanager
+def raised(numbers: Iterable[signal.Signals], make: Callable[[int], Exception]) -> Iterator[None]:
+    """Within, a signal raises what `make` makes of its number, unless this process was started with it ignored."""
+
+    def raise_it(number: int, _: FrameType | None) -> None:
+        raise make(number)
+
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, raise_it)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def die_like(number: int) -> None:

@@ -15,9 +15,10 @@ import htcondor_vpn.publish
 from htcondor_vpn.errors import LimitReached
 from htcondor_vpn.jobnet.policy.policy import read_policy
 from htcondor_vpn.linux.signals import SignalDescriptor
+from htcondor_vpn.linux.temporary_folders import TemporaryFolder
 from htcondor_vpn.pilot.detours import detours, private_names
 from htcondor_vpn.pilot.engines import engine_pools
-from htcondor_vpn.pilot.run_folder import BASH, RunFolder
+from htcondor_vpn.pilot.run_folder import BASH, RunFolder, remove_abandoned_folders
 from htcondor_vpn.pilot.supervisor import FORWARDED, Supervisor
 from htcondor_vpn.settings import Settings
 from htcondor_vpn.tunnel.catching.catcher import find_nft
@@ -44,8 +45,14 @@ LIBEXEC = {
 }
 
 
-def launch(settings: Settings, argv: Sequence[str], environment: Mapping[str, str], verbose: bool = False) -> int:
-    """Runs `argv` inside the tunnel and returns its wait status.
+def launch(
+    settings: Settings,
+    argv: Sequence[str],
+    environment: Mapping[str, str],
+    verbose: bool = False,
+    belongings: Sequence[TemporaryFolder] = (),
+) -> int:
+    """Runs `argv` inside the tunnel and returns its wait status. The folders `belongings` end with it.
 
     Raises VpnError where it could not be started, and `Interrupted` where a signal came first.
     """
@@ -54,11 +61,13 @@ def launch(settings: Settings, argv: Sequence[str], environment: Mapping[str, st
     _hold_standard_descriptors()
     _check_descriptor_limit()
     signals = SignalDescriptor(FORWARDED | {signal.SIGCHLD})  # from here on there is something to clear up
-    folder = RunFolder(settings.run_dir)
+    folder = RunFolder(settings.run_dir, belongings)
     try:
         _log_to(folder, settings.log_level, verbose)
         for warning in settings.warnings:
             logging.getLogger(__name__).info("%s", warning)
+        for left in remove_abandoned_folders():
+            logging.getLogger(__name__).warning("%s is removed: a pilot of yours that was killed had left it", left)
         folder.fill(LIBEXEC)
 
         def engine() -> Engine:

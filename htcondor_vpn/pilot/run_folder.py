@@ -8,13 +8,16 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from htcondor_vpn.addresses import PILOT_V4
 from htcondor_vpn.condor.programs import write_programs
 from htcondor_vpn.errors import RunFolderError
+from htcondor_vpn.linux.temporary_folders import TemporaryFolder, remove_abandoned
+from htcondor_vpn.publish.advertiser.state_file import is_alive
+from htcondor_vpn.publish.state import State
 
 #: The interpreter of scripts.
 BASH = Path("/bin/bash")
@@ -22,12 +25,17 @@ BASH = Path("/bin/bash")
 #: How COMMAND, and HTCondor's configuration, find the folder.
 ENVIRONMENT_VARIABLE = "HTCONDOR_VPN_RUN_DIR"
 
+#: What the names of temporary folders begin with: run folders, and those of HTCondor pilots without GlideinWMS.
+RUN_FOLDERS, PILOT_FOLDERS = "htcondor-vpn-", "htvpn-pilot-"
+
+_SHORT = Path("/tmp")  # noqa: S108  (for folders of our own in it)
 _LONGEST_SOCKET_PATH = 107  # unix(7)
-_PREFIX = "htcondor-vpn-"
 _SOCKET = "broker.sock"
+_LOCK = "run.lock"
 _DETOURS = "r"  # no longer than need be: sockets are in it
 _JOBS = "jobs.json"  # what is known of running jobs now; their ledger stays
-_OURS = (_SOCKET, _DETOURS, _JOBS, "resolv.conf", "libexec", "run.lock")
+_OURS = (_SOCKET, _DETOURS, _JOBS, "resolv.conf", "libexec", _LOCK)
+_CLEARING_SECONDS, _LOOK_SECONDS = 20.0, 0.05
 
 
 class RunFolder:
@@ -36,24 +44,30 @@ class RunFolder:
     A folder that we made is removed at the end; in one that was given, the state and the log stay.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        """Makes the folder, or a new one below $TMPDIR or /tmp if `path` is None; raises `RunFolderError`."""
-        self.temporary = path is None
+    def __init__(self, path: Path | None, belongings: Sequence[TemporaryFolder] = ()) -> None:
+        """Makes the folder, or a new one below $TMPDIR or /tmp if `path` is None; raises `RunFolderError`.
+
+        `belongings` are other folders of this pilot, which end with it.
+        """
+        self._temporary: TemporaryFolder | None = None
+        self._belongings = belongings
         try:
-            self.path = _temporary_folder() if path is None else path.absolute()
-            self.path.mkdir(mode=0o700, exist_ok=True)
-            _must_be_ours(self.path)
-            self._lock = os.open(self.path / "run.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path is None:
+                self._temporary = TemporaryFolder(RUN_FOLDERS, _place())
+                self.path, lock = self._temporary.path, self._temporary.lock
+            else:
+                self.path = path.absolute()
+                self.path.mkdir(mode=0o700, exist_ok=True)
+                _must_be_ours(self.path)
+                lock = _lock(self.path)
         except BlockingIOError as error:
             raise RunFolderError(
                 f"another `htcondor-vpn run` uses the run folder {path}", "give each its own HTCONDOR_VPN_RUN_DIR"
             ) from error
         except OSError as error:
-            if self.temporary and (made := getattr(self, "path", None)) is not None:
-                with suppress(OSError):
-                    made.rmdir()  # not even a lock could be made in it
-            raise _unusable(path or Path(os.environ.get("TMPDIR") or "/tmp"), error) from error  # noqa: S108
+            raise _unusable(path or Path(os.environ.get("TMPDIR") or _SHORT), error) from error
+        #: Descriptors that say, for as long as anybody holds them, that the folders are in use.
+        self.locks = [lock, *(folder.lock for folder in belongings)]
         if re.search(r"\s", str(self.path)):
             self.release()
             raise RunFolderError(
@@ -110,8 +124,10 @@ class RunFolder:
 
     def release(self) -> None:
         """Removes what is ours: all of it in a folder that we made. Idempotent."""
-        if self.temporary:
-            shutil.rmtree(self.path, ignore_errors=True)  # what a killed process still writes there is not ours to mend
+        for folder in self._belongings:
+            folder.remove()
+        if self._temporary is not None:
+            self._temporary.remove()
             return
         for name in _OURS:
             path = self.path / name
@@ -121,6 +137,15 @@ class RunFolder:
                 path.unlink(missing_ok=True)
 
 
+def remove_abandoned_folders() -> list[Path]:
+    """Removes the folders that killed pilots of this user's have left on this node; returns which."""
+    places = {Path(os.environ.get("TMPDIR") or _SHORT), _SHORT}
+    return [
+        folder for place in sorted(places) for prefix in (RUN_FOLDERS, PILOT_FOLDERS)
+        for folder in remove_abandoned(prefix, place)
+    ]  # fmt: skip
+
+
 def _must_be_ours(path: Path) -> None:
     """Raises `RunFolderError` for a folder in which another user could lay what HTCondor then runs as us."""
     status = path.stat()
@@ -128,13 +153,43 @@ def _must_be_ours(path: Path) -> None:
         raise RunFolderError(f"other users may write into the run folder {path}", f"chmod 700 {path}, as its owner")
 
 
-def _temporary_folder() -> Path:
-    """Makes one below $TMPDIR, or below /tmp where a batch system's $TMPDIR is too long for a socket's path."""
-    path = Path(tempfile.mkdtemp(prefix=_PREFIX))
-    if len(os.fsencode(path / _SOCKET)) > _LONGEST_SOCKET_PATH:
-        path.rmdir()
-        path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir="/tmp"))  # noqa: S108  (a folder of our own in it)
-    return path
+def _lock(path: Path) -> int:
+    """Locks a folder that was given; raises BlockingIOError while another pilot has it, and OSError.
+
+    Of a pilot that was killed it waits for the other processes, which clear up, and would clear away what is ours.
+    """
+    deadline = time.monotonic() + _CLEARING_SECONDS
+    while True:
+        lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock), os.stat(path / _LOCK)):
+                return lock
+        except FileNotFoundError:
+            pass  # who had it has removed it
+        except BlockingIOError:
+            if not _supervisor_has_ended(path) or time.monotonic() > deadline:
+                os.close(lock)
+                raise
+            time.sleep(_LOOK_SECONDS)
+        except OSError:
+            os.close(lock)
+            raise
+        os.close(lock)
+
+
+def _supervisor_has_ended(path: Path) -> bool:
+    try:
+        return not is_alive(State.read(path).pid)
+    except (OSError, ValueError):
+        return False
+
+
+def _place() -> Path:
+    """$TMPDIR, or /tmp where that is too long for the path of a socket, as a batch system's may be."""
+    place = Path(tempfile.gettempdir())
+    length = len(os.fsencode(place / f"{RUN_FOLDERS}{'x' * 8}" / _SOCKET))
+    return place if length <= _LONGEST_SOCKET_PATH else _SHORT
 
 
 def _unusable(path: Path, error: OSError) -> RunFolderError:

@@ -51,7 +51,8 @@ FORWARDED = frozenset(
         signal.SIGWINCH,
     }
 )
-_ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+#: Those that end a pilot, in order.
+ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 _STATE_SECONDS = 10.0
 #: After so many looks without a word of the engine the tunnel counts as down; then it is made to go on, at last it is
 #: killed. Its workers carry the flows that there are all the while, and these end with it.
@@ -155,9 +156,9 @@ class Supervisor:
             if received.number == signal.SIGCHLD:
                 self._children.reap_orphans()
             elif self._status is not None:
-                self._hurried = self._hurried or received.number in _ENDING
+                self._hurried = self._hurried or received.number in ENDING
             elif self._command is None:
-                if received.number in _ENDING and received.number not in self._signals.ignored_before:
+                if received.number in ENDING and received.number not in self._signals.ignored_before:
                     raise Interrupted(received.number)
             elif not received.by_kernel:  # a terminal's keys have reached COMMAND already, as they did us
                 os.kill(self._command.pid, received.number)
@@ -166,7 +167,7 @@ class Supervisor:
 
     def _start_engine(self) -> None:
         sockets = self._sockets
-        keep = [sock.fileno() for sock in sockets.all()] if sockets else []
+        keep = [*self._folder.locks, *([sock.fileno() for sock in sockets.all()] if sockets else [])]
         within = self._namespaces.identity() if self._namespaces else None
 
         def work(channel: Channel) -> None:
@@ -228,7 +229,7 @@ class Supervisor:
                     channel, self._folder, self._settings, self._nft, self._rules, self._memory
                 ),
                 self._signals.mask_before,
-                [self._memory],
+                [self._memory, *self._folder.locks],
             )
         else:
             self._broker = fork_child(
@@ -237,7 +238,7 @@ class Supervisor:
                     namespaces, channel, self._folder, self._settings, self._rules, self._memory
                 ),
                 self._signals.mask_before,
-                [*namespaces, self._memory],
+                [*namespaces, self._memory, *self._folder.locks],
             )
             self._children.tell(self._broker, {"families": list(self._families)})
         self._children.watch(self._broker, self._broker_said, self._broker_ended)
