@@ -11,18 +11,20 @@ import platform
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from htcondor_vpn.bundle import unpack
 from htcondor_vpn.bundle.contents import (
     HELPERS,
+    PACKED,
+    XZ,
     add_package,
     add_python,
     add_shipped,
+    add_xz,
     check_python,
-    needed_to_unpack,
     versions,
 )
 from htcondor_vpn.bundle.programs import Relocated
@@ -34,6 +36,9 @@ SIGNATURE_NAMESPACE = "htcondor-vpn-bundle"
 
 _HERE = Path(__file__).parent
 _SIGN_SECONDS = 120
+_ELF = b"\x7fELF"
+#: A dictionary of 32 MB, which is what unpacking takes of memory.
+_LZMA = {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 1 << 25}
 
 
 class Made(NamedTuple):
@@ -59,7 +64,7 @@ def build(output: Path, helpers: Sequence[str], with_python: bool) -> Made:
             raise VpnError(f"a program cannot be taken along: {error}", "have the bundle made without it") from error
         contents = ", ".join(f"{part} {version}" for part, version in found.items())
         machine = platform.machine() if helpers or with_python else "any"
-        payload = gzip.compress(_tar(folder), 9, mtime=0)
+        payload = gzip.compress(_tar(folder, _files(folder)), 9, mtime=0)
         digest = hashlib.sha256(payload).hexdigest()
         head = _head(versions()["htcondor-vpn"], digest, contents, machine, with_python)
     _write(output, head + payload)
@@ -81,42 +86,48 @@ def sign(bundle: Path, key: Path) -> Path:
 
 def _fill(folder: Path, helpers: Sequence[str], with_python: bool) -> dict[str, str]:
     """Gathers what goes in, and returns the names and versions of it."""
-    add_package(folder)
-    add_shipped(folder)
     found = versions()
-    shutil.copyfile(unpack.__file__, folder / "unpack.py")
-    if helpers or with_python:
-        relocated = Relocated(folder)
+    relocated = Relocated(folder) if helpers or with_python else None
+    if relocated is not None and with_python:  # otherwise a node may not understand xz
+        add_xz(relocated)
+    needed = _files(folder)
+    if relocated is not None:
         if with_python:
             found["Python"] = add_python(relocated)
         for helper in helpers:
             found[helper] = HELPERS[helper](relocated)
-        if with_python:  # which knows how to unpack xz; a node's tar and Python may not
-            needed = needed_to_unpack(folder)
-            _pack(folder, [path for path in _files(folder) if path not in needed])
-            check_python(folder)
+    add_package(folder)
+    add_shipped(folder)
+    shutil.copyfile(unpack.__file__, folder / "unpack.py")
+    if with_python:
+        check_python(folder)
+        _pack(folder, set(_files(folder)) - set(needed))
     return found
 
 
-def _pack(folder: Path, files: Sequence[Path]) -> None:
-    packed = folder / "packed"
-    for path in files:
-        target = packed / path.relative_to(folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        path.rename(target)
-    (folder / unpack.PACKED).write_bytes(lzma.compress(_tar(packed), preset=9))
-    shutil.rmtree(packed)
+def _pack(folder: Path, files: Iterable[Path]) -> None:
+    """Packs files smaller than gzip does. Machine code comes first, in a stream of its own with a filter for that."""
+    code = [path for path in sorted(files) if path.read_bytes().startswith(_ELF)]
+    others = [path for path in sorted(files) if path not in code]
+    archive = _tar(folder, [*code, *others])
+    border = sum(tarfile.BLOCKSIZE * (1 + -(-path.stat().st_size // tarfile.BLOCKSIZE)) for path in code)
+    branches = [{"id": lzma.FILTER_X86}] if platform.machine() == "x86_64" else []
+    with (folder / PACKED).open("wb") as file:
+        for part, filters in ((archive[:border], branches), (archive[border:], [])):
+            file.write(lzma.compress(part, filters=[*filters, _LZMA]))
+    for path in (*code, *others):
+        path.unlink()
 
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _tar(folder: Path) -> bytes:
-    """A tar archive of a folder that tells of names, contents and whether something is a program; of nothing else."""
+def _tar(folder: Path, files: Iterable[Path]) -> bytes:
+    """A tar archive of files in a folder that tells of names, contents and what is a program; of nothing else."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for path in _files(folder):
+        for path in files:
             entry = tarfile.TarInfo(path.relative_to(folder).as_posix())
             entry.size, entry.mode = path.stat().st_size, 0o755 if path.stat().st_mode & 0o100 else 0o644
             with path.open("rb") as file:
@@ -130,6 +141,7 @@ def _head(version: str, digest: str, contents: str, machine: str, has_python: bo
     told = {
         "version": version, "digest": digest, "contents": contents, "machine": machine,
         "has_python": "yes" if has_python else "", "name": f"{version}-{digest[:16]}",
+        "xz": XZ, "packed": PACKED,
     }  # fmt: skip
     for name, value in told.items():
         text = text.replace(f"@{name}@", value)

@@ -6,14 +6,15 @@ import re
 import shutil
 import sys
 import sysconfig
-from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, distribution
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, PackagePath, distribution
 from pathlib import Path
 
 import htcondor_vpn
 from htcondor_vpn.bundle.programs import LIBRARIES, LOADER, Relocated
+from htcondor_vpn.bundle.unpack import USED
 from htcondor_vpn.errors import ProgramMissing, UsageError
-from htcondor_vpn.linux.programs import find_program, run_program
+from htcondor_vpn.linux.programs import ProgramFailed, find_program, run_program
 from htcondor_vpn.shipped import CONDOR_CONFIG, GLIDEIN_SCRIPTS, shipped
 
 #: What pilots need of the network's libraries; other rooms and nouns are a gateway's, root's or the testbed's.
@@ -23,32 +24,68 @@ _ELSEWHERE = re.compile(
     r"(/|$)"
 )
 
+#: What of HTCondor's package a policy needs.
+_HTCONDOR = "classad2", "htcondor2", "htcondor.libs"
+
 #: The name of a bundle's own Python, below its folder.
 PYTHON = "python/bin/python3"
 
-#: What nobody uses on a node, of the standard library and of its compiled parts.
+#: The name of the program that unpacks the rest of such a bundle, and of that.
+XZ = "libexec/xz"
+PACKED = "packed.tar.xz"
+
+#: What a Python that is taken along has to have, of what some builds of it are without.
+_NEEDED = "asyncio", "bz2", "ctypes", "decimal", "hashlib", "lzma", "mmap", "sqlite3", "ssl", "unicodedata", "zlib"
+_ANOTHER = "have the bundle made by another Python"
+
+#: What nobody uses on a node, of the standard library: modules and packages of it, parts of packages, compiled modules,
+#: and what is no module. What is left has to find all that it imports.
 _UNUSED = re.compile(
-    r"(test|tests|idlelib|tkinter|turtledemo|ensurepip|lib2to3|pydoc_data|distutils|venv|wsgiref|xmlrpc|curses|dbm"
-    r"|unittest|msilib|config-.*|dist-packages|site-packages|__pycache__|LICENSE\.txt|EXTERNALLY-MANAGED"
-    r"|html|.*\.(exe|pickle|bat)"
-    r"|(turtle|sitecustomize|pydoc|doctest|aifc|antigravity|asynchat|asyncore|cProfile|cgi|cgitb|chunk|crypt|ftplib|imaplib"
-    r"|imghdr|mailbox|mailcap|modulefinder|nntplib|pdb|pickletools|poplib|profile|pstats|pyclbr|smtpd|smtplib|sndhdr|sunau"
-    r"|telnetlib|this|trace|wave|webbrowser|xdrlib|zipapp|_aix_support|_osx_support|_pyio)\.py)"
+    r"__hello__|__phello__|_aix_support|_bootsubprocess|_distutils_system_mod|_markupbase|_osx_support|_pydecimal"
+    r"|_pyio|aifc|antigravity|asynchat|asyncore|bdb|cProfile|cgi|cgitb|chunk|cmd|code|codeop|colorsys|compileall"
+    r"|configparser|crypt|csv|curses|dbm|distutils|doctest|email|ensurepip|filecmp|fileinput|ftplib|getopt|graphlib"
+    r"|html|http|idlelib|imaplib|imghdr|imp|lib2to3|mailbox|mailcap|mimetypes|modulefinder|msilib|multiprocessing"
+    r"|netrc|nntplib|nturl2path|optparse|pdb|pickletools|pipes|plistlib|poplib|profile|pstats|pty|py_compile|pyclbr"
+    r"|pydoc|pydoc_data|quopri|rlcompleter|sched|shelve|sitecustomize|smtpd|smtplib|sndhdr|socketserver|statistics"
+    r"|sunau|symtable|sysconfig|tabnanny|telnetlib|test|this|timeit|tkinter|tomllib|trace|tty|turtle|turtledemo"
+    r"|unittest|uu|uuid|venv|wave|webbrowser|wsgiref|xdrlib|xmlrpc|zipapp|zipfile|zoneinfo"
+)
+_UNUSED_PARTS = re.compile(
+    r"(asyncio/(__main__|windows_\w+)|concurrent/futures/process|ctypes/(_aix|wintypes)|importlib/(metadata/.*|readers|resources/readers)"
+    r"|json/tool|logging/(config|handlers)|urllib/(error|request|response|robotparser)"
+    r"|xml/(dom|etree|parsers)/.*|xml/sax/(expatreader|saxutils))\.py"
 )
 _UNUSED_COMPILED = re.compile(
     r"_?(dbm|gdbm|tkinter|curses|curses_panel|codecs_\w+|multibytecodec|crypt|uuid|test\w*|xx\w*|ctypes_test|lsprof"
-    r"|zoneinfo|readline|nis|ossaudiodev|audioop)\..*"
+    r"|zoneinfo|readline|nis|ossaudiodev|audioop|multiprocessing|posixshmem)\..*"
+)
+_NO_MODULES = re.compile(
+    r"tests?|ctypes_?test\w*|macholib|config-.*|_sysconfigdata_.*|(dist|site)-packages|__pycache__|LICENSE\.txt"
+    r"|EXTERNALLY-MANAGED|.*\.(exe|pickle|bat)"
+)
+
+#: The encodings that are left. That of the locale is none of them: the interpreter does not use it (-X utf8).
+_ENCODINGS = re.compile(
+    r"(__init__|aliases|ascii|charmap|idna|latin_1|punycode|undefined|(raw_)?unicode_escape|utf_\w+)\.py"
 )
 
 _MAIN = '''"""A bundle's entry point: `python3 -IS app NOUN …`. Programs that came along win over the node's."""
 
+import fcntl
+import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from htcondor_vpn.cli.main import main
 from htcondor_vpn.linux.programs import prefer
 
-prefer(Path(__file__).resolve().parents[1] / "bin")
+folder = Path(__file__).resolve().parents[1]
+with suppress(OSError):  # no other version shall take this one for one that nobody uses
+    used = os.open(folder.with_name("@used@" + folder.name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(used, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    os.utime(used)
+prefer(folder / "bin")
 sys.exit(main())
 '''
 
@@ -62,15 +99,10 @@ def add_package(folder: Path) -> None:
         if path.is_file() and "__pycache__" not in path.parts and not _ELSEWHERE.match(name):
             _copy(path, app / "htcondor_vpn" / name)
     for requirement in REQUIREMENTS:
-        try:
-            files = distribution(requirement).files or []
-        except PackageNotFoundError as error:
-            cause = f"the Python package {requirement} is not installed here"
-            raise UsageError(cause, f"pip install {requirement}") from error
-        for file in files:
+        for file in _files_of(requirement):
             if file.suffix == ".py" and "tests" not in file.parts:
                 _copy(Path(str(file.locate())), app / str(file))
-    (app / "__main__.py").write_text(_MAIN)
+    (app / "__main__.py").write_text(_MAIN.replace("@used@", USED))
 
 
 def add_shipped(folder: Path) -> None:
@@ -106,46 +138,41 @@ def add_python(relocated: Relocated) -> str:
     return ".".join(map(str, sys.version_info[:3]))
 
 
-def needed_to_unpack(folder: Path) -> set[Path]:
-    """The files that the Python in `folder` needs to run `unpack.py`, which unpacks all others."""
-    code = (
-        "for module in list(sys.modules.values()): print(getattr(module, '__file__', None) or '')\n"
-        "print(open('/proc/self/maps').read())"
-    )
-    found = {Path(word) for word in _unpackers_python(folder, code).split() if word.startswith(f"{folder}/")}
-    # Modules that are frozen into the interpreter name their source; by os.pyc it finds where it is.
-    compiled = {path.with_suffix(".pyc") for path in found if path.suffix == ".py"}
-    return found | compiled | set((folder / "python/lib").glob("*/encodings/*"))
+def add_xz(relocated: Relocated) -> None:
+    """Adds the program that unpacks what is packed."""
+    relocated.add_program(Path(find_program("xz", "xz-utils")), XZ)
 
 
 def check_python(folder: Path) -> None:
-    """Raises `ProgramMissing` if the Python in `folder` cannot unpack, or uses another one's library."""
-    said = _unpackers_python(folder, "print(sys.prefix)").strip()
+    """Raises `ProgramMissing` if the Python in `folder` lacks something, or uses another one's library."""
+    argv = [str(folder / LOADER), "--library-path", str(folder / LIBRARIES), str(folder / PYTHON), "-BISXutf8", "-c"]
+    try:
+        said = run_program([*argv, f"import sys, {', '.join(_NEEDED)}; print(sys.prefix)"]).strip()
+    except ProgramFailed as error:
+        raise ProgramMissing(f"{sys.executable} cannot be taken along: {error}", _ANOTHER) from error
     if said != str(folder / "python"):
-        raise ProgramMissing(
-            f"{sys.executable} does not find its library elsewhere", "make the bundle with another one"
-        )
-
-
-def _unpackers_python(folder: Path, code: str) -> str:
-    """What `code` prints where `unpack` has been imported, by the Python in `folder`."""
-    start = "import sys; sys.path.insert(0, sys.argv[1]); sys.dont_write_bytecode = True; import unpack, lzma\n"
-    loader = [str(folder / LOADER), "--library-path", str(folder / LIBRARIES)]
-    return run_program([*loader, str(folder / PYTHON), "-IS", "-c", start + code, str(folder)])
+        raise ProgramMissing(f"{sys.executable} does not find its library elsewhere", _ANOTHER)
 
 
 def is_used(path: Path) -> bool:
     """Whether a bundle gets the file `path` of the standard library; relative to that."""
-    if path.parent.name == "lib-dynload" and _UNUSED_COMPILED.fullmatch(path.name):
+    if path.parent.name == "lib-dynload":
+        return not _UNUSED_COMPILED.fullmatch(path.name)
+    if path.parent.name == "encodings":
+        return bool(_ENCODINGS.fullmatch(path.name))
+    if _UNUSED.fullmatch(path.parts[0].partition(".")[0]) or _UNUSED_PARTS.fullmatch(path.as_posix()):
         return False
-    return not any(_UNUSED.fullmatch(part) for part in path.parts)
+    return not any(_NO_MODULES.fullmatch(part) for part in path.parts)
 
 
 def _precompile(library: Path) -> None:
-    """Replaces the sources by what this very Python makes of them, which is the same for the same sources."""
+    """Replaces the sources by what this very Python makes of them, which is the same for the same sources.
+
+    Without descriptions, which nobody reads there, it is a fifth smaller.
+    """
     code = (
         "import compileall, py_compile, sys; "
-        "sys.exit(not compileall.compile_dir(sys.argv[1], ddir=sys.argv[2], quiet=2, legacy=True,"
+        "sys.exit(not compileall.compile_dir(sys.argv[1], ddir=sys.argv[2], quiet=2, legacy=True, optimize=2,"
         " invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH))"
     )
     run_program([sys.executable, "-IS", "-c", code, str(library), library.name], timeout_seconds=300)
@@ -182,10 +209,30 @@ def _openconnect(relocated: Relocated) -> str:
     return _first_number(run_program([str(program), "--version"]))
 
 
+def _htcondor(relocated: Relocated) -> str:
+    """HTCondor's modules of Python, which are the same for all versions of Python, and bring libraries of their own."""
+    app = relocated.folder / "app"
+    for file in _files_of("htcondor"):
+        if file.parts[0] in _HTCONDOR and "__pycache__" not in file.parts:
+            _copy(Path(str(file.locate())), app / str(file))
+    relocated.add_loader(Path(sys.executable).resolve())
+    relocated.add_libraries_of(sorted(app.glob("*/*.so")))
+    return distribution("htcondor").version
+
+
 #: What adds each helper, and returns its version.
 HELPERS: dict[str, Callable[[Relocated], str]] = {
     "nft": _nft, "iptables": _iptables, "wireguard-go": _wireguard_go, "openconnect": _openconnect,
+    "htcondor": _htcondor,
 }  # fmt: skip
+
+
+def _files_of(package: str) -> Sequence[PackagePath]:
+    """The files of a Python package; raises `UsageError` where it is not installed."""
+    try:
+        return distribution(package).files or []
+    except PackageNotFoundError as error:
+        raise UsageError(f"the Python package {package} is not installed here", f"pip install {package}") from error
 
 
 def _first_number(text: str) -> str:

@@ -102,11 +102,15 @@ extract() { # BASE FOLDER: says why it could not, and leaves nothing then
     new=$(mktemp -d "$1/.new.XXXXXX") || return 1
     trap 'rm -rf "$new"' EXIT
     payload | tar -xzof - -C "$new" || return 1
+    if [ -n "$has_python" ]; then # all but this program is packed smaller than a node's tar may understand
+        "$new/lib/loader" --library-path "$new/lib" "$new/@xz@" -dc "$new/@packed@" | tar -xof - -C "$new" || return 1
+        rm "$new/@packed@" || return 1
+    fi
     [ ! -e "$2" ] || complete "$2" || mv "$2" "$new/incomplete" || return 1
     if [ -n "$has_python" ]; then
-        "$new/lib/loader" --library-path "$new/lib" "$new/python/bin/python3" -IS "$new/unpack.py" "$new" "$2"
+        "$new/lib/loader" --library-path "$new/lib" "$new/python/bin/python3" -ISXutf8 "$new/unpack.py" "$new" "$2"
     else
-        "$python" -IS "$new/unpack.py" "$new" "$2"
+        "$python" -ISXutf8 "$new/unpack.py" "$new" "$2"
     fi
 }
 
@@ -159,4 +163,4 @@ case $1 in
 --unpack) printf '%s\n' "$folder" && exit ;;
 launch) shift && HTVPN_BUNDLE=$self exec "$folder/glidein/htvpn-launch" "$@" ;;
 esac
-exec "$python" -IS "$folder/app" "$@"
+exec "$python" -ISXutf8 "$folder/app" "$@"

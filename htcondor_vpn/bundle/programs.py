@@ -40,12 +40,16 @@ class Relocated:
 
     def add_program(self, program: Path, place: str) -> None:
         """Copies `program` to `place` in the folder, and what it needs."""
-        loader = Path(run_program([self._patchelf, "--print-interpreter", str(program)]).strip())
-        self._copy(loader, self.folder / LOADER)
+        self.add_loader(program)
         target = self._copy(program, self.folder / place)
         above = "/".join([".."] * place.count("/"))
         self._patch(target, "--set-interpreter", PLACEHOLDER.decode(), "--set-rpath", f"$ORIGIN/{above}/{LIBRARIES}")
         self.add_libraries_of([program])
+
+    def add_loader(self, program: Path) -> None:
+        """Copies the dynamic loader of a program, unless it is there already."""
+        loader = Path(run_program([self._patchelf, "--print-interpreter", str(program)]).strip())
+        self._copy(loader, self.folder / LOADER)
 
     def add_libraries_of(self, files: Iterable[Path]) -> None:
         """Copies the libraries that programs, or other libraries, need; raises `ProgramMissing`."""
@@ -55,7 +59,8 @@ class Relocated:
             if missing := re.findall(r"(\S+) => not found", needed):
                 raise ProgramMissing(f"{file} lacks {', '.join(missing)}", "install the package that has it")
             for name, path in re.findall(r"(?m)^\s*([^\s/]+) => (/\S+)", needed):
-                self.add_library(Path(path), f"{LIBRARIES}/{name}")
+                if not Path(path).is_relative_to(self.folder):
+                    self.add_library(Path(path), f"{LIBRARIES}/{name}")
 
     def add_library(self, library: Path, place: str) -> None:
         """Copies one library to `place`, unless it is there already."""

@@ -1,6 +1,6 @@
 """Runs on the node, in a bundle that has just been unpacked: makes it ready for its place, and moves it there.
 
-    python3 -IS unpack.py NEW FINAL
+    python3 -ISXutf8 unpack.py NEW FINAL
 
 NEW is a folder beside FINAL. Where FINAL is there by then (another pilot was faster), NEW is removed. The exit code is
 0 if FINAL can be used, and 1 after one line on stderr if it cannot, such as where nothing may be executed. Standard
@@ -9,11 +9,12 @@ library only, Python 3.9.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import time
 from pathlib import Path
 
@@ -21,20 +22,21 @@ from pathlib import Path
 #: that any path finds room.
 PLACEHOLDER = b"/htcondor-vpn-loader" + b"@" * 235
 
-#: What lies packed in the bundle, smaller than the rest.
-PACKED = "packed.tar.xz"
-
 #: The file that tells how many there are; while it is missing, or wrong, nobody uses the folder.
 COUNT = "count"
 
+#: What the name of a file begins with that is locked while a version runs, and changed when it starts.
+USED = ".used."
+
+_VERSION = re.compile(r"\d[\w.+-]*-[0-9a-f]{16}")
 _LEFT_SECONDS = 3600
+_UNUSED_SECONDS = 30 * 86400
 _TRY_SECONDS = 30
 
 
 def main(new: Path, final: Path) -> int:
     """See above."""
     try:
-        _unpack_rest(new)
         _name_loader(new, final)
         _remove(new / "incomplete")
         _count(new)
@@ -44,20 +46,12 @@ def main(new: Path, final: Path) -> int:
             if not (final / COUNT).is_file():
                 raise
             shutil.rmtree(new)  # another one was faster
-        _remove_leftovers(new)
         _try(final)
-    except (OSError, ValueError, tarfile.TarError, subprocess.SubprocessError) as error:
+        _remove_leftovers(final.parent, final)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
         print(f"htcondor-vpn: {final}: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _unpack_rest(new: Path) -> None:
-    packed = new / PACKED
-    if packed.exists():
-        with tarfile.open(packed) as archive:
-            archive.extractall(new)  # noqa: S202  it was checked together with this program
-        packed.unlink()
 
 
 def _name_loader(new: Path, final: Path) -> None:
@@ -97,11 +91,30 @@ def _try(final: Path) -> None:
         subprocess.run([program, "--version"], check=True, capture_output=True, timeout=_TRY_SECONDS)
 
 
-def _remove_leftovers(new: Path) -> None:
-    """Removes what others that were killed meanwhile left behind."""
-    for folder in new.parent.glob(".new.*"):
-        if time.time() - folder.lstat().st_mtime > _LEFT_SECONDS:
+def _remove_leftovers(cache: Path, final: Path) -> None:
+    """Removes what others that were killed meanwhile left behind, and other versions that nobody has used for long."""
+    now = time.time()
+    for folder in cache.iterdir():
+        if folder.name.startswith(".new.") and now - folder.lstat().st_mtime > _LEFT_SECONDS:
             shutil.rmtree(folder, ignore_errors=True)
+        elif _VERSION.fullmatch(folder.name) and folder != final:
+            _remove_unused(folder, now)
+
+
+def _remove_unused(folder: Path, now: float) -> None:
+    mark = folder.with_name(f"{USED}{folder.name}")
+    used = max(path.stat().st_mtime for path in (mark, folder) if path.exists())
+    if now - used < _UNUSED_SECONDS:
+        return
+    with mark.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return  # it runs
+        gone = folder.with_name(f".new.{folder.name}")
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+        mark.unlink()
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ def run(args: argparse.Namespace) -> int:
     helpers = [] if args.helpers == "none" else [word.strip() for word in args.helpers.split(",")]
     if unknown := set(helpers) - set(HELPERS):
         raise UsageError(f"{', '.join(sorted(unknown))}: no such helper", f"choose from {', '.join(HELPERS)}, or none")
+    if not args.output.absolute().parent.is_dir():  # before it takes its time
+        raise UsageError(f"there is no folder {args.output.parent} for the bundle", f"mkdir -p {args.output.parent}")
     made = build(args.output, helpers, args.with_python)
     signature = _signed(args.output, args.sign) if args.sign else None
     say(f"{args.output}: {made.size_bytes / 1e6:.1f} MB, {made.contents}")

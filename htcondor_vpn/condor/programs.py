@@ -20,7 +20,7 @@ def write_programs(folder: Path, programs: Mapping[str, Path], mode: int) -> Non
     a script of bash. What is of Python has for its executable a line that runs its compiled form, a package's modules
     in one: compiling it anew for each job takes as long as half a start of the interpreter, and a look for each module
     on the disk some more. The interpreter is named by a link beside it: its own path may be too long for a first line,
-    or have blanks.
+    or have blanks. The locale is the job's, and no business of the interpreter, which may lack its encoding.
     """
     folder.mkdir(exist_ok=True)
     folder.chmod(mode)
@@ -34,7 +34,7 @@ def write_programs(folder: Path, programs: Mapping[str, Path], mode: int) -> Non
             compiled = folder / f"{name}.code"
             compiled.write_bytes(marshal.dumps(compiled_parts(source)))
             compiled.chmod(mode & 0o666)
-            text = f"#!{python} -IS\n" + _RUN.format(compiled=str(compiled))
+            text = f"#!{python} -ISXutf8\n" + _RUN.format(compiled=str(compiled))
         else:
             text = source.read_text(encoding="utf-8")
         program.write_text(text, encoding="utf-8")

@@ -53,7 +53,7 @@ def run_within(wrapper: Sequence[str], argv: Sequence[str]) -> int:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     with theirs:
-        stub = [sys.executable, "-IS", "-c", _STUB, str(theirs.fileno())]
+        stub = [sys.executable, "-ISXutf8", "-c", _STUB, str(theirs.fileno())]
         process = _start([*wrapper, *stub, *argv], theirs.fileno(), signals)
     target = os.pidfd_open(process.pid)
     awaited = [signals.fileno(), ours.fileno()]

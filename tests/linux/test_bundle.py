@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from bundle_site import FETCH, must_have_fetched, told_of
 
+from htcondor_vpn.bundle.build import build
 from htcondor_vpn.testbed.gateway import SiteGateway
 
 PYTHON = f"HTVPN_PYTHON={sys.executable}"
@@ -50,6 +51,28 @@ def test_the_environment_of_the_command_has_no_word_of_the_bundle(site, bundle, 
     names = {line.partition("=")[0] for line in done.stdout.splitlines()}
     shells = {"PWD", "_", "OLDPWD", "SHLVL", "LC_CTYPE"}
     assert names <= {"TMPDIR", "PATH", "HTVPN_PYTHON", "HTCONDOR_VPN_RUN_DIR"} | shells
+
+
+POLICY = """
+[rule small]
+when = stringListMember(TARGET.Owner, "alice,bob")
+up_mbps = 5 * MY.Cpus
+"""
+
+
+@pytest.mark.parametrize("helper", ["none", "htcondor"])
+def test_a_policy_file_takes_htcondors_modules(site, bundle, places, tmp_path, helper):
+    if helper != "none":
+        bundle = tmp_path / "bundle"
+        build(bundle, [helper], with_python=False)
+    (tmp_path / "policy").write_text(POLICY)
+    environ = {"TMPDIR": str(places[0]), "HTVPN_PYTHON": sys.executable}
+    done = site.node.run([str(bundle), "job", "policy", "check", str(tmp_path / "policy")], env=environ)
+    if helper == "none":
+        assert done.returncode == 72
+        assert "--helpers …,htcondor" in done.stderr
+    else:
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("options", ["noexec", "size=64k", "ro"])

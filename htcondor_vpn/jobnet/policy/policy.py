@@ -99,5 +99,5 @@ def examine_policy(path: Path) -> list[VpnError]:
 def _library_missing(error: ImportError) -> ProgramMissing:
     return ProgramMissing(
         f"{KNOB} is set, and its expressions need HTCondor's Python bindings: {error}",
-        "pip install 'htcondor-vpn[condor]', or do without a policy file",
+        "pip install 'htcondor-vpn[condor]' (for a bundle: --helpers …,htcondor), or do without a policy file",
     )

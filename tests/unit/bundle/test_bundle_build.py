@@ -104,6 +104,11 @@ def test_wrong_words_are_told_in_one_line(tmp_path, capsys, words, code):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_folder_that_is_not_there_is_named(tmp_path, capsys):
+    assert main(["bundle", "-o", str(tmp_path / "missing/file"), "--helpers", "none"]) == 64
+    assert f"there is no folder {tmp_path}/missing for the bundle: mkdir -p " in capsys.readouterr().err
+
+
 class TestUnpack:
     def test_the_loader_is_named_by_its_place(self, tmp_path):
         new, final = tmp_path / "new", tmp_path / "final"

@@ -1,5 +1,6 @@
 """The script at a bundle's head: where it unpacks what is behind it, what it refuses, and what it says of itself."""
 
+import fcntl
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ FOLDER = f"htvpn-cache-{os.getuid()}"
 
 
 def cached(above):
-    return sorted(path.name for path in above.glob("htvpn-cache-*/*"))
+    return sorted(path.name for path in above.glob("htvpn-cache-*/[0-9]*"))
 
 
 @pytest.mark.parametrize("shell", [(), ("sh",), ("bash", "--posix")])
@@ -87,7 +88,7 @@ def test_many_at_once_unpack_one_folder(bundle, tmp_path):
     said = {process.communicate(timeout=60)[0] for process in processes}
     assert [process.returncode for process in processes] == [0] * 8
     assert len(said) == 1
-    assert [path.name for path in (tmp_path / "tmp" / FOLDER).iterdir()] == [Path(said.pop().strip()).name]
+    assert cached(tmp_path / "tmp") == [Path(said.pop().strip()).name]
 
 
 def test_one_that_is_killed_leaves_nothing_that_counts(bundle, tmp_path):
@@ -104,6 +105,45 @@ def test_one_that_is_killed_leaves_nothing_that_counts(bundle, tmp_path):
     shutil.rmtree(folder)
     bundle.unpack()
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize("used", ["long ago", "lately", "still"])
+def test_other_versions_that_nobody_uses_are_removed(bundle, tmp_path, used):
+    """The other one is this very bundle, under another version's name."""
+    folder = bundle.unpack()
+    other = folder.with_name("0.0.9-0123456789abcdef")
+    folder.rename(other)
+    program = [sys.executable, "-ISXutf8", str(other / "app"), "config", "check"]
+    subprocess.run(program, check=True, capture_output=True, timeout=60)
+    mark = other.with_name(f".used.{other.name}")
+    assert mark.exists()
+    with mark.open() as running:
+        if used == "still":
+            fcntl.flock(running, fcntl.LOCK_SH)
+        for path in (other, mark):
+            os.utime(path, (0, 0) if used != "lately" else None)
+        bundle.unpack()
+    assert (other.exists(), mark.exists()) == ((False, False) if used == "long ago" else (True, True))
+    assert not list(folder.parent.glob(".new.*"))
+
+
+def test_a_version_says_for_as_long_as_it_runs_that_it_is_used(bundle):
+    folder = bundle.unpack()
+    mark = folder.with_name(f".used.{folder.name}")
+    bundle.run("config", "check")
+    before = mark.stat().st_mtime_ns
+    bundle.run("config", "check")
+    assert mark.stat().st_mtime_ns > before
+    (folder / "app/htcondor_vpn/cli/status.py").write_text(
+        "import sys\ndef add_arguments(parser): pass\ndef run(args): print('runs', flush=True); sys.stdin.read()\n"
+    )
+    argv = bundle.argv("status")
+    with subprocess.Popen(
+        argv, env=bundle.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process, mark.open() as file:
+        assert process.stdout.readline() == "runs\n"
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @pytest.mark.parametrize("kind", ["link", "writable", "file"])
