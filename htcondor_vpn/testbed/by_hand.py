@@ -27,7 +27,7 @@ GREETING = f"""\
 All of it, this home folder too, is gone when you leave."""
 
 _BASHRC = """\
-case $HOSTNAME in node|dmz|world) PS1='\\h:\\w\\$ ' ;; *) PS1='site:\\w\\$ ' ;; esac
+case $HOSTNAME in node|dmz|world) PS1='\\h:\\w\\$ ' ;; *) PS1='site:\\w$ ' ;; esac
 """
 
 #: The script of docs/hpc-user.md, for what is in the home.

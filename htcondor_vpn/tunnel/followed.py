@@ -48,6 +48,7 @@ class Followed:
         self._times = interval_seconds, timeout_seconds
         self._found: dict[Carrier, Answer | VpnError | None] = {}
         self._revocables: dict[Carrier, set[Revocable]] = {}
+        self._monitors: dict[Carrier, HealthMonitor] = {}
         self._unknown: VpnError | None = None
         self._lost = asyncio.Event()
 
@@ -74,6 +75,11 @@ class Followed:
         """To be put around what goes through a carrier that works: raises GatewayUnreachable when that is lost."""
         gone = GatewayUnreachable(f"the gateway {carrier.name} was lost meanwhile", "it is tried again")
         return Revocable(gone, self._revocables.setdefault(carrier, set()))
+
+    def doubt(self, carrier: Carrier) -> None:
+        """Has one that seems to work probed from scratch: a new connection led to somebody else."""
+        if carrier in self._monitors:
+            self._monitors[carrier].doubt()
 
     async def run(self, told: Callable[[], None]) -> None:
         """Watches the carriers, and who they are, until cancelled; calls `told` whenever more is known."""
@@ -115,7 +121,11 @@ class Followed:
                 self._tell(carrier, what)
                 told()
 
-        await HealthMonitor(carrier, *self._times, changed).run()
+        monitor = self._monitors[carrier] = HealthMonitor(carrier, *self._times, changed)
+        try:
+            await monitor.run()
+        finally:
+            del self._monitors[carrier]
 
     async def _until_look_up(self, watches: Sequence[asyncio.Task[None]]) -> None:
         """A carrier that is lost is asked for at once: its address may just have been replaced."""

@@ -1,7 +1,8 @@
 """Watches one carrier: whether it works, from the first probe to the last.
 
 A probe goes every few seconds. A carrier that knows by itself that it was lost is believed at once; one that falls
-silent is noticed when a probe goes unanswered.
+silent is noticed when a probe goes unanswered. Probes go by a connection that is kept, which says nothing of new ones:
+who has met with something else by a new one doubts the carrier, and it is probed by a new one, too.
 """
 
 from __future__ import annotations
@@ -13,10 +14,14 @@ from collections.abc import Callable
 
 from htcondor_vpn.errors import GatewayUnreachable, VpnError
 from htcondor_vpn.tunnel.carrier import Answer, Carrier
-from htcondor_vpn.wire.deadline import Deadline
+from htcondor_vpn.wire.deadline import Deadline, Revocable
 
 FIRST_RETRY_SECONDS = 0.1
 LAST_RETRY_SECONDS = 3.0
+
+
+class _Doubted(Exception):
+    """The next probe is not waited for."""
 
 
 class HealthMonitor:
@@ -32,6 +37,14 @@ class HealthMonitor:
         self._carrier = carrier
         self._interval, self._timeout = interval_seconds, timeout_seconds
         self._changed = changed
+        self._doubted = False
+        self._waiting: set[Revocable] = set()
+
+    def doubt(self) -> None:
+        """Has the carrier probed from scratch, at once."""
+        self._doubted = True
+        for waiting in list(self._waiting):
+            waiting.revoke()
 
     async def run(self) -> None:
         self._pause = FIRST_RETRY_SECONDS
@@ -58,9 +71,7 @@ class HealthMonitor:
                 seconds = self._timeout
                 self._changed(answer)
                 self._pause = FIRST_RETRY_SECONDS
-                with contextlib.suppress(asyncio.TimeoutError), Deadline(self._interval):
-                    await carrier.lost()
-                    raise ConnectionResetError("it ended the connection")
+                await self._pass_interval()
         except asyncio.TimeoutError as error:
             raise GatewayUnreachable(
                 f"the gateway {carrier.name} does not answer within {seconds:g} s",
@@ -70,6 +81,18 @@ class HealthMonitor:
             raise GatewayUnreachable(
                 f"the gateway {carrier.name} was lost: {error}", "see the gateway's log; it is tried again"
             ) from error
+
+
+    async def _pass_interval(self) -> None:
+        """Waits until the next probe is due; raises OSError if the carrier is lost meanwhile."""
+        if not self._doubted:
+            doubted = Revocable(_Doubted(), self._waiting)
+            with contextlib.suppress(asyncio.TimeoutError, _Doubted), Deadline(self._interval), doubted:
+                await self._carrier.lost()
+                raise ConnectionResetError("it ended the connection")
+        if self._doubted:
+            self._doubted = False
+            self._carrier.forget()
 
 
 def most_telling(errors: list[VpnError]) -> VpnError:

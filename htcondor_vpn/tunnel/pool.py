@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-from htcondor_vpn.errors import GatewayUnreachable, VpnError
+from htcondor_vpn.errors import GatewayUnreachable, GatewayUntrusted, VpnError
 from htcondor_vpn.tunnel.carrier import Address, Carrier, FarEnd
 from htcondor_vpn.tunnel.engine import MOST_CARRIERS, CarrierReport
 from htcondor_vpn.tunnel.followed import Followed, Healthy
@@ -81,7 +81,7 @@ class Pool:
         return any(healthy.answer.udp for healthy in self.healthy())
 
     async def open_flow(self, address: Address, port: int) -> tuple[FarEnd, bytes]:
-        """As `Carrier.open_flow`; a carrier that cannot be reached just now is passed over for the next one."""
+        """As `Carrier.open_flow`; a carrier that cannot be reached or trusted just now is passed over for the next."""
         family = f"ipv{address.version}"
         return await self._try(self._flows, lambda carrier: carrier.open_flow(address, port), family)
 
@@ -107,7 +107,7 @@ class Pool:
         *,
         udp: bool = False,
     ) -> Result:
-        last = GatewayUnreachable(f"no gateway reaches {family or 'anything'} now", "it is tried again")
+        last: VpnError = GatewayUnreachable(f"no gateway reaches {family or 'anything'} now", "it is tried again")
         able = [
             known
             for known in self.healthy()
@@ -121,6 +121,9 @@ class Pool:
                 with followed.revocable(carrier):
                     return await attempt(carrier)
             except GatewayUnreachable as error:
+                last = error
+            except GatewayUntrusted as error:
+                followed.doubt(carrier)
                 last = error
         raise last
 

@@ -5,7 +5,7 @@ import json
 import sys
 
 import pytest
-from shell_pilot import wait_until
+from shell_pilot import PATIENT, ShellPilot, fetch, wait_until
 
 from htcondor_vpn.testbed import plan
 from htcondor_vpn.testbed.gateway import PORT, SiteGateway, vpn_command
@@ -130,6 +130,23 @@ def test_running_pilots_learn_of_the_new_key(site, gateway, tmp_path):
         renew(pins, gateway)
         assert pins.read_text().split() == [following]
         wait_for_pin(site, following)  # and in that time the pilot has made new connections
+
+
+def test_a_running_pilot_without_the_new_pin_is_down_and_says_why(site, gateway, tmp_path):
+    """Its next connection finds out, though the one by which it asks how the gateway is goes on with the old key."""
+    pins = tmp_path / "old.pin"
+    pins.write_bytes(gateway.pin_file.read_bytes())
+    pilot = ShellPilot(site, gateway, tmp_path, "--pin-file", str(pins), knobs=PATIENT)
+    rotate(gateway, "--prepare")
+    wait_for_pin(site, rotate(gateway, "--activate").split()[0])
+    assert pilot.state()["state"] == "up"
+    pilot.ask(f"{fetch()} || true")
+    pilot.wait_for("down")
+    assert "has another key" in pilot.state()["reason"]
+    renew(pins, gateway)
+    pilot.wait_for("up")
+    assert pilot.ask(fetch()) == "1000"
+    pilot.end()
 
 
 def renew(pins, gateway):

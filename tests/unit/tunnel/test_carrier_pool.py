@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from htcondor_vpn.errors import GatewayNameError, GatewayUnreachable, TokenRefused, VpnError
+from htcondor_vpn.errors import GatewayNameError, GatewayUnreachable, GatewayUntrusted, TokenRefused, VpnError
 from htcondor_vpn.tunnel import followed
 from htcondor_vpn.tunnel.carrier import Answer
 from htcondor_vpn.tunnel.engine import CarrierReport
@@ -125,6 +125,52 @@ def test_a_carrier_that_has_just_gone_costs_no_flow():
             two.unreachable = True
             with pytest.raises(GatewayUnreachable, match="is not there"):
                 await running.pool.open_flow(V4, 80)
+
+    run(body())
+
+
+class Renewed(Fake):
+    """A gateway that has another key for new connections, while the probes' connection is kept."""
+
+    kept = True
+
+    async def open_flow(self, address, port):
+        raise GatewayUntrusted(f"{self.name} has another key")
+
+    async def probe(self):
+        if not self.kept:
+            raise GatewayUntrusted(f"{self.name} has another key")
+        return await super().probe()
+
+    def forget(self):
+        super().forget()
+        self.kept = False
+
+
+def test_one_whose_key_is_another_for_new_connections_is_left():
+    async def body():
+        one, two = Renewed("one"), Fake("two")
+        async with Running(one, two) as running:
+            await running.until(lambda: len(running.pool.healthy()) == 2)
+            assert {(await running.pool.open_flow(V4, 80))[0] for _ in range(4)} == {"two"}
+            await running.until(lambda: healthy(running.pool) == ["two"])
+            assert [report.reason for report in running.pool.told()] == ["one has another key", ""]
+
+    run(body())
+
+
+def test_one_that_is_doubted_for_nothing_stays():
+    async def body():
+        one = Renewed("one")
+        one.forget = lambda: None  # by a new connection, too, it is who it was
+        async with Running(one) as running:
+            await running.until(lambda: healthy(running.pool) == ["one"])
+            with pytest.raises(GatewayUntrusted):
+                await running.pool.open_flow(V4, 80)
+            for _ in range(5):
+                running.changed.clear()
+                await running.changed.wait()
+                assert healthy(running.pool) == ["one"]
 
     run(body())
 
