@@ -36,7 +36,11 @@ class DescriptorBudget:
         """Promises what one more thing needs, beside so many `unfinished` ones; returns False if that is not left."""
         now = time.monotonic()
         if now - self._counted_at >= _COUNT_SECONDS:
-            self._promised = len(os.listdir("/proc/self/fd")) + self._each * unfinished + _SPARE
+            try:
+                there = len(os.listdir("/proc/self/fd"))
+            except OSError:  # not even one to count them by
+                return False
+            self._promised = there + self._each * unfinished + _SPARE
             self._counted_at = now
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if self._promised + self._each > limit:

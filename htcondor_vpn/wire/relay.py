@@ -134,6 +134,8 @@ class _TlsFlow:
                 raise ConnectionResetError("the connection ended without close_notify")
             self.loop.remove_reader(self.tls_sock)
             return
+        if self.tls_ended:
+            return  # what comes behind close_notify is ignored (RFC 8446, 6.1), and must not be kept
         self.stream.incoming.write(_scratch[:count])
         self._decrypt()
 

@@ -9,15 +9,23 @@ import asyncio
 import logging
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from typing import Any
 
+from htcondor_vpn.tunnel.catching.fair_share import FairShare
 from htcondor_vpn.wire.deadline import Deadline
 
 _HEADER = struct.Struct("!6H")
 _MAX_MESSAGE = 65535
-_MAX_PENDING = 1024
 _AT_ONCE = 128
+
+#: How many questions by datagram may be unanswered, and how many streams open, shared fairly by who asks (an address:
+#: a job's, or the pilot's). What is too much is dropped, or ended: it is asked again.
+_MAX_PENDING = 1024
+_MAX_STREAMS = 512
+
+#: How many datagrams are taken in one turn of the loop: who floods the resolver delays nothing else.
+_TAKEN_AT_ONCE = 64
 _ANSWER_SECONDS = 10.0
 _QR, _RA, _TC, _SERVFAIL = 0x8000, 0x0080, 0x0200, 2
 _OPT = 41
@@ -36,7 +44,7 @@ class DnsResponder:
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._slots = asyncio.Semaphore(_AT_ONCE)
-        self._datagrams_pending = 0
+        self._pending, self._streams = FairShare(_MAX_PENDING), FairShare(_MAX_STREAMS)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def serve_datagrams(self, sock: socket.socket) -> None:
@@ -46,28 +54,37 @@ class DnsResponder:
 
     def serve_stream(self, sock: socket.socket) -> None:
         """Answers on an accepted connection until its other side ends it."""
-        self._start(self._stream(sock))
+        try:
+            asking = sock.getpeername()[:1]
+        except OSError:  # it is gone already
+            sock.close()
+            return
+        if self._streams.take(asking):
+            self._start(self._stream(sock), self._streams, asking)
+        else:
+            sock.close()
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, work: Coroutine[Any, Any, None], share: FairShare, asking: Hashable) -> None:
+        def over(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            share.release(asking)
+
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(over)
 
     def _datagrams(self, sock: socket.socket) -> None:
-        while True:
+        for _ in range(_TAKEN_AT_ONCE):
             try:
                 query, peer = sock.recvfrom(_MAX_MESSAGE)
             except BlockingIOError:
                 return
-            if len(query) >= _HEADER.size and self._datagrams_pending < _MAX_PENDING:
-                self._datagrams_pending += 1
-                self._start(self._datagram(sock, query, peer))
+            asking = peer[:1]
+            if len(query) >= _HEADER.size and self._pending.take(asking):
+                self._start(self._datagram(sock, query, peer), self._pending, asking)
 
     async def _datagram(self, sock: socket.socket, query: bytes, peer: Any) -> None:
-        try:
-            answer = await self._answer(query)
-        finally:
-            self._datagrams_pending -= 1
+        answer = await self._answer(query)
         if len(answer) > udp_limit(query):
             answer = truncated(query, answer)
         try:

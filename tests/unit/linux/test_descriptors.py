@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 
 import pytest
 
@@ -32,3 +33,18 @@ def test_it_counts_anew_after_a_while(clock: list[float]) -> None:
     clock[0] += 1
     assert budget.take(0)
     assert not DescriptorBudget(2).take(25)
+
+
+def test_none_is_left_even_to_count_them() -> None:
+    """Who asks then is told so: an error would leave what it asked for without an answer."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 8, hard))
+    opened: list[int] = []
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            opened.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(hard))
+        assert not DescriptorBudget(2).take(0)
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

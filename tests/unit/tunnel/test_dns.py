@@ -1,6 +1,7 @@
 """The resolver inside: what it answers by itself when an answer is too long, or does not come."""
 
 import asyncio
+import contextlib
 import socket
 
 import dns.flags
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from htcondor_vpn.tunnel.catching import dns as resolver
 from htcondor_vpn.tunnel.catching.dns import DnsResponder, failed, truncated, udp_limit
 
 
@@ -127,3 +129,88 @@ def test_a_gateway_that_never_answers_is_servfail(monkeypatch):
 
     query = dns.message.make_query("a.example", "A")
     assert _ask(exchange, query, by_tcp=False).rcode() == dns.rcode.SERVFAIL
+
+
+@contextlib.contextmanager
+def _bound_to(address, kind=socket.SOCK_DGRAM):
+    with socket.socket(socket.AF_INET, kind) as sock:
+        sock.bind((address, 0))
+        yield sock
+
+
+async def _never(_wire):
+    await asyncio.Event().wait()
+
+
+def test_who_floods_the_resolver_delays_nothing_else():
+    """The loop comes to others after a part of what waits."""
+
+    async def body():
+        loop = asyncio.get_running_loop()
+        with _bound_to("127.0.0.1") as theirs, _bound_to("127.0.0.1") as ours:
+            for _ in range(2 * resolver._TAKEN_AT_ONCE):
+                ours.sendto(bytes(12), theirs.getsockname())
+            DnsResponder(_never).serve_datagrams(theirs)
+            turn = loop.create_future()
+            loop.call_later(0, turn.set_result, None)
+            await turn
+            assert theirs.recv(100) == bytes(12)  # not taken yet
+            loop.remove_reader(theirs)
+
+    asyncio.run(asyncio.wait_for(body(), 60))
+
+
+def test_who_floods_the_resolver_leaves_room_for_others(monkeypatch):
+    """By datagrams: all that the flood may have is unanswered, and another one is answered."""
+    monkeypatch.setattr(resolver, "_MAX_PENDING", 8)
+    query = dns.message.make_query("a.example", "A").to_wire()
+
+    async def exchange(wire):
+        return wire if wire == query else await _never(wire)
+
+    async def body():
+        loop = asyncio.get_running_loop()
+        with _bound_to("127.0.0.1") as theirs, _bound_to("127.0.0.2") as flood, _bound_to("127.0.0.3") as ours:
+            DnsResponder(exchange).serve_datagrams(theirs)
+            for _ in range(32):
+                flood.sendto(bytes(12), theirs.getsockname())
+            ours.setblocking(False)
+            ours.sendto(query, theirs.getsockname())
+            assert await loop.sock_recv(ours, 65535) == query
+            loop.remove_reader(theirs)
+
+    asyncio.run(asyncio.wait_for(body(), 60))
+
+
+def test_who_opens_streams_without_end_leaves_room_for_others(monkeypatch):
+    """So the engine keeps descriptors for flows, too."""
+    monkeypatch.setattr(resolver, "_MAX_STREAMS", 8)
+    query = dns.message.make_query("a.example", "A").to_wire()
+
+    async def exchange(wire):
+        return wire
+
+    async def body():
+        loop = asyncio.get_running_loop()
+        responder = DnsResponder(exchange)
+        with contextlib.ExitStack() as exits:
+            listener = exits.enter_context(socket.create_server(("127.0.0.1", 0)))
+
+            def connect(source):
+                sock = exits.enter_context(_bound_to(source, socket.SOCK_STREAM))
+                sock.connect(listener.getsockname())
+                responder.serve_stream(listener.accept()[0])
+                sock.setblocking(False)
+                return sock
+
+            flood = [connect("127.0.0.2") for _ in range(8)]
+            assert await loop.sock_recv(flood[-1], 1) == b""
+            ours = connect("127.0.0.3")
+            await loop.sock_sendall(ours, len(query).to_bytes(2, "big") + query)
+            assert await loop.sock_recv(ours, 65535)
+            for sock in (*flood, ours):
+                sock.close()
+            while responder._tasks:
+                await asyncio.wait(responder._tasks)
+
+    asyncio.run(asyncio.wait_for(body(), 60))

@@ -173,6 +173,33 @@ def test_a_tunnel_that_is_cut_is_a_reset_and_not_an_end(flow):
     run(body())
 
 
+def test_what_comes_after_the_end_is_not_kept(server_context, certificate):
+    """A peer that goes on behind its close_notify fills nobody's memory."""
+
+    async def body():
+        loop = asyncio.get_running_loop()
+        one, other = await tcp_pair()
+        near, far = await asyncio.gather(
+            TlsStream.client(one, Trust(ca_file=certificate).context, "gateway.test"),
+            TlsStream.server(other, server_context),
+        )
+        plain, server = await tcp_pair()
+        task = asyncio.create_task(relay(far, plain))
+        near.notify_close()
+        await loop.sock_sendall(one, near.outgoing.read())
+        assert await loop.sock_recv(server, 100) == b""
+        await loop.sock_sendall(one, bytes(20_000_000))  # far more than the kernel's buffers hold: it was read
+        assert far.incoming.pending < 1_000_000
+        await loop.sock_sendall(server, b"answer")
+        assert await near.read() == b"answer"
+        task.cancel()
+        await asyncio.wait([task])
+        one.close()
+        server.close()
+
+    run(body())
+
+
 def test_a_reader_that_stalls_stops_its_writer(flow):
     async def body():
         loop = asyncio.get_running_loop()
