@@ -1,10 +1,15 @@
+import re
+from pathlib import Path
+
 import pytest
 
 from htcondor_vpn.errors import ConfigError, ConfigUnreadable
 from htcondor_vpn.glidein.factory.check import check
 from htcondor_vpn.glidein.factory.document import read_document
 from htcondor_vpn.glidein.factory.entry import render
-from htcondor_vpn.glidein.factory.site import Way, read_site
+from htcondor_vpn.glidein.factory.site import NAMES, Way, read_site
+
+PAGE = Path(__file__).parents[4] / "docs/glidein-operator.md"
 
 FACTORY = """<glidein factory_name="f">
    <attrs>
@@ -114,6 +119,15 @@ def test_the_files_come_last_and_in_their_order(folder, change, says):
         assert found == []
     else:
         assert any(says in finding.cause for finding in found), found
+
+
+def test_the_page_has_every_name_of_a_site_file_with_its_default():
+    rows = re.findall(r"^\| (`[A-Z_`, ]+`) \|(.*?)\| .* \|$", PAGE.read_text(), re.MULTILINE)
+    told = {}
+    for names, defaults in rows:
+        names, defaults = re.findall("`(.+?)`", names), re.findall("`(.+?)`", defaults)
+        told |= dict(zip(names, defaults or [""] * len(names)))
+    assert {name: told.get(name) for name in NAMES} == {name: default or "" for name, default in NAMES.items()}
 
 
 def test_a_token_that_others_can_read(folder):
