@@ -18,6 +18,7 @@ from htcondor_vpn.errors import GatewayNotRunning, UsageError
 from htcondor_vpn.settings import Settings
 
 _RESTART_SECONDS = 90.0
+_LOOK_AGAIN_SECONDS = 0.05
 
 
 def add_verbs(
@@ -120,18 +121,17 @@ def _restart(_args: argparse.Namespace, settings: Settings) -> int:
         refusal = gateway.tell({"do": "restart"}, _RESTART_SECONDS)
     if refusal is not None:
         raise GatewayNotRunning(f"the gateway goes on as it was: {refusal['error']}", "mend that, and try again")
-    while True:  # the new program listens once it serves
-        try:
-            with Connection(settings.gateway_dir) as gateway:
-                after = gateway.ask({"do": "status"})
-            if after["generation"] > before["generation"]:
+    while time.monotonic() < deadline:  # the new program listens once it serves
+        with contextlib.suppress(GatewayNotRunning), Connection(settings.gateway_dir) as gateway:
+            after = gateway.ask({"do": "status"})
+            if after["pid"] != before["pid"]:
                 break
-        except GatewayNotRunning:
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(0.05)
-    say(f"version {after['version']} serves; {sum(worker['flows'] for worker in after['workers'])} flows go on")
-    return 0
+            if after["generation"] > before["generation"]:
+                flows = sum(worker["flows"] for worker in after["workers"])
+                say(f"version {after['version']} serves; {flows} flows go on")
+                return 0
+        time.sleep(_LOOK_AGAIN_SECONDS)
+    raise GatewayNotRunning("the new program did not take over, and the flows were lost", "see the gateway's log")
 
 
 def _ledger(args: argparse.Namespace, settings: Settings) -> int:

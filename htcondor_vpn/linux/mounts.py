@@ -22,7 +22,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def mount(source: Path | str, target: Path, filesystem: str = "", flags: int = 0, data: str = "") -> None:
     """Calls mount(2); raises OSError with the target's name."""
-    arguments = (str(source).encode(), str(target).encode(), filesystem.encode() or None, ctypes.c_ulong(flags))
+    arguments = (os.fsencode(source), os.fsencode(target), filesystem.encode() or None, ctypes.c_ulong(flags))
     if _libc.mount(*arguments, data.encode() or None) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"mount: {os.strerror(number)}", str(target))
@@ -53,7 +53,7 @@ def pin(folder: Path, *, read_only: bool = False) -> None:
 
 def unmount(target: Path) -> None:
     """Takes the uppermost mount away from `target`, also while it is used; raises OSError."""
-    if _libc.umount2(str(target).encode(), MNT_DETACH) != 0:
+    if _libc.umount2(os.fsencode(target), MNT_DETACH) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"umount: {os.strerror(number)}", str(target))
 

@@ -82,5 +82,5 @@ async def _live(channel: Channel) -> None:
 def _tell(channel: Channel, message: dict[str, Any]) -> None:
     try:
         channel.send(message)
-    except (BlockingIOError, BrokenPipeError):
+    except (BlockingIOError, ConnectionError):  # a reset where it left something unread
         return  # the supervisor is stopped, or gone; the end of the channel says the latter as well

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from htcondor_vpn.addresses import PILOT_V4
 from htcondor_vpn.condor.programs import write_programs
+from htcondor_vpn.config_file import printable
 from htcondor_vpn.errors import RunFolderError
 from htcondor_vpn.linux.temporary_folders import TemporaryFolder, remove_abandoned
 from htcondor_vpn.publish.advertiser.state_file import is_alive
@@ -68,10 +69,10 @@ class RunFolder:
             raise _unusable(path or Path(os.environ.get("TMPDIR") or _SHORT), error) from error
         #: Descriptors that say, for as long as anybody holds them, that the folders are in use.
         self.locks = [lock, *(folder.lock for folder in belongings)]
-        if re.search(r"\s", str(self.path)):
+        if (wrong := _wrong_with(str(self.path))) is not None:
             self.release()
             raise RunFolderError(
-                f"the path of the run folder {self.path} has a blank, which the first line of a script cannot have",
+                f"the path of the run folder {printable(str(self.path), 200)} has {wrong}, which a script cannot name",
                 "set HTCONDOR_VPN_RUN_DIR, or TMPDIR, to a path without one",
             )
         if len(os.fsencode(self.socket)) > _LONGEST_SOCKET_PATH:
@@ -144,6 +145,17 @@ def remove_abandoned_folders() -> list[Path]:
         folder for place in sorted(places) for prefix in (RUN_FOLDERS, PILOT_FOLDERS)
         for folder in remove_abandoned(prefix, place)
     ]  # fmt: skip
+
+
+def _wrong_with(path: str) -> str | None:
+    """What in a path keeps it from standing in the first line of a script."""
+    if re.search(r"\s", path):
+        return "a blank"
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return "a byte that is no text (UTF-8)"
+    return None
 
 
 def _must_be_ours(path: Path) -> None:

@@ -30,7 +30,7 @@ TRANSPORTS = ("", "dtls", "tls")
 # Neither of these lets a quote, a backslash or a line's end through: a string literal then needs no escaping, which
 # HTCondor's old and new ClassAd syntax do differently.
 _ENGINE = re.compile(r"[a-z][a-z0-9-]{0,31}")
-_GATEWAY = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}")
+_GATEWAY = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}(?:%[A-Za-z0-9._-]{1,32})?\]):[0-9]{1,5}")
 
 
 def parse_state(text: str) -> Fields:

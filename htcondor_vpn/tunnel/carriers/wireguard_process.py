@@ -15,7 +15,7 @@ from htcondor_vpn.linux.path_mtu import datagram_socket
 from htcondor_vpn.linux.wireguard_go import Started
 from htcondor_vpn.wire.wireguard import Device
 
-_END_SECONDS = 2.0
+_END_MS = 2000
 _WORDS_BYTES = 4096
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,9 @@ class WireguardProcess:
         loop = asyncio.get_running_loop()
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._started.process, signal.SIGKILL)
-        select.select([self._started.process], [], [], _END_SECONDS)
+        poller = select.poll()  # select(2) knows no descriptors beyond 1023, of which an engine has many
+        poller.register(self._started.process, select.POLLIN)
+        poller.poll(_END_MS)
         self.over()
         loop.remove_reader(self._started.log)
         self.device.close()

@@ -54,3 +54,25 @@ def test_an_engine_says_that_it_lives_though_it_has_nothing_to_report():
     supervisor.close()
     thread.join(_PATIENCE_SECONDS)
     channel.close()
+
+
+def test_an_engine_outlives_a_supervisor_that_left_something_unread():
+    """It ends in order then, and clears up: the kernel tells of such an end by a reset, and once."""
+    finished = threading.Event()
+
+    class Bereaved(Talkative):
+        async def run(self, report):
+            report(EngineReport(up=True))
+            supervisor.close()
+            report(EngineReport(up=True))
+            await asyncio.Event().wait()
+
+        async def finish(self):
+            finished.set()
+
+    supervisor, channel = Channel.pair()
+    thread = threading.Thread(target=run_engine, args=(channel, Bereaved, None), daemon=True)
+    thread.start()
+    assert finished.wait(_PATIENCE_SECONDS)
+    thread.join(_PATIENCE_SECONDS)
+    channel.close()

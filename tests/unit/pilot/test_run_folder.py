@@ -54,6 +54,11 @@ def test_a_path_with_a_blank(tmp_path):
         RunFolder(tmp_path / "my run")
 
 
+def test_a_path_that_is_no_text(tmp_path):
+    with pytest.raises(RunFolderError, match="no text"):
+        RunFolder(Path(os.fsdecode(os.fsencode(tmp_path) + b"/run\xff")))
+
+
 def test_an_interpreter_at_a_long_path_with_blanks(monkeypatch, tmp_path):
     long = tmp_path / ("folder with blanks " * 8)
     long.mkdir()

@@ -31,6 +31,12 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "state.json").read_text())["version"] == 1
 
 
+def test_a_gateway_on_the_same_link(tmp_path: Path) -> None:
+    scoped = replace(STATE, gateway="[fe80::1%eth0.7]:443")
+    scoped.write(tmp_path)
+    assert State.read(tmp_path) == scoped
+
+
 @pytest.mark.parametrize(
     "wrong",
     [{"state": "fine"}, {"latency_ms": float("nan")}, {"bytes_in": -1}, {"gateway": 'x"y:1'}, {"families": ("ipx",)}],
