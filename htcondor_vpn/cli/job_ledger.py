@@ -32,8 +32,8 @@ def add_arguments(nouns: Any) -> None:
             "--ledger",
             type=Path,
             metavar="PATH",
-            help="a ledger or a folder of them (default: those of your pilots' run folders, and of the folder that the "
-            "knob HTCONDOR_VPN_JOB_LEDGER_DIR names)",
+            help="a ledger or a folder of them (default: those of your pilots' run folders, of an execution point that "
+            "root runs here, and of the folder that the knob HTCONDOR_VPN_JOB_LEDGER_DIR names)",
         )
         parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
@@ -83,7 +83,7 @@ def _jobs(ledger: Path | None, name: str = "", limit: int = 1000) -> list[dict[s
             cause = f"the ledger {path} cannot be read: {error}"
             raise LedgerUnreadable(cause, "name another one by --ledger, or remove it") from error
     if ledger is None:
-        for folder in run_folders(os.environ):
+        for folder in _folders(_settings()):
             found.update({(job["started"], job["number"]): job for job in _running(folder) if name in job["job"]})
     return sorted(found.values(), key=lambda job: (job["ended"] is None, job["started"]), reverse=True)
 
@@ -103,11 +103,23 @@ def _ledgers(ledger: Path | None) -> Iterator[Path]:
             raise LedgerUnreadable(f"there is no {ledger}", "name a ledger, or a folder of them")
         yield from sorted(ledger.glob("jobs*.db")) if ledger.is_dir() else [ledger]
         return
-    for folder in run_folders(os.environ):
+    settings = _settings()
+    for folder in _folders(settings):
         yield from _existing([folder / FILE])
-    kept = Settings.load(config_files([], os.environ).files, os.environ).job_ledger_dir
-    if kept is not None:
-        yield from _existing(sorted(kept.glob("jobs*.db")))
+    if settings.job_ledger_dir is not None:
+        yield from _existing(sorted(settings.job_ledger_dir.glob("jobs*.db")))
+
+
+def _settings() -> Settings:
+    return Settings.load(config_files([], os.environ).files, os.environ)
+
+
+def _folders(settings: Settings) -> Iterator[Path]:
+    """Where brokers of ours keep their books: pilots, and an execution point, whose books are root's alone."""
+    yield from run_folders(os.environ)
+    point: Path = settings.execution_point_dir
+    if os.access(point / LIVE_FILE, os.R_OK):
+        yield point
 
 
 def _existing(paths: Iterable[Path]) -> Iterator[Path]:

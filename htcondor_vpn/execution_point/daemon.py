@@ -15,11 +15,12 @@ import os
 import shutil
 import signal
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from htcondor_vpn.condor.programs import write_programs
-from htcondor_vpn.errors import AccountUnusable, RunFolderError
+from htcondor_vpn.errors import AccountUnusable, ProgramMissing, RunFolderError
 from htcondor_vpn.execution_point.host_network import HostNetwork
 from htcondor_vpn.execution_point.place import ExecutionPoint
 from htcondor_vpn.execution_point.tunnel import LOOK_SECONDS, Tunnel, take_back
@@ -45,6 +46,7 @@ def run(settings: Settings, again: Sequence[str], announce: Callable[[str], None
     """
     if os.geteuid() != 0:
         raise AccountUnusable("only root can give the jobs of other accounts a network", "start it as root")
+    require_for_all(Path(os.path.realpath(sys.executable)))
     folder: Path = settings.execution_point_dir
     policy = make_policy(read_policy(settings), settings)
     lock = _take(folder)
@@ -63,6 +65,16 @@ def run(settings: Settings, again: Sequence[str], announce: Callable[[str], None
     network.close()
     shutil.rmtree(folder, ignore_errors=True)
     os.close(lock)
+
+
+def require_for_all(python: Path) -> None:
+    """Raises `ProgramMissing` unless every account can execute `python`, which jobs' wrappers and hooks run by."""
+    for path in (*reversed(python.parents), python):
+        if not path.stat().st_mode & 0o001:
+            raise ProgramMissing(
+                f"jobs' accounts cannot execute {python}: {path} is closed to them",
+                "install this for a Python that every account can execute: /usr/bin/python3 -m venv …",
+            )
 
 
 async def _serve(

@@ -50,6 +50,14 @@ def test_running_jobs_come_first(capsys):
     assert second.split()[1:4] == ["ap#1.0#17", "slot1_1", "ended"]
 
 
+def test_the_jobs_of_an_execution_point_are_there_too(pilot, tmp_path, monkeypatch, capsys):
+    (tmp_path / "none").mkdir()
+    monkeypatch.setenv("HTCONDOR_VPN_RUN_DIR", str(tmp_path / "none"))
+    monkeypatch.setenv("_CONDOR_HTCONDOR_VPN_EXECUTION_POINT_DIR", str(pilot))
+    assert main(["job", "list"]) == 0
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["JOB", "ap#2.0#17", "ap#1.0#17"]
+
+
 @pytest.mark.usefixtures("pilot")
 def test_one_job_with_classes_and_flights(capsys):
     assert main(["job", "show", "#1.0#"]) == 0
