@@ -40,9 +40,11 @@ class ExecutionPoint:
     def require_wrapper(self, peer: Peer, namespace: int) -> None:
         admission.require_starters_wrapper(peer, self._host, namespace)
 
-    def require_network(self) -> None:
-        if not self._network.families() and not self._tunnel_families():
-            raise Refusal(SubCode.TUNNEL_NOT_UP, "this host has no route to anywhere outside")
+    def require_network(self, decision: Decision) -> None:
+        try:
+            self.reach(decision)
+        except NotAllowed as error:
+            raise Refusal(SubCode.TUNNEL_NOT_UP, str(error)) from error
 
     def reach(self, decision: Decision) -> tuple[Collection[str], Sequence[Network]]:
         if decision.through == NONE:

@@ -30,13 +30,14 @@ class Decisions:
     def __init__(self, policy: Policy, kept: KeptDecisions, names: Names, networks: Collection[str]) -> None:
         self._policy, self._kept, self._names, self._networks = policy, kept, names, networks
 
-    async def prepare(self, starter: int, job_ad: str, machine_ad: str) -> None:
+    async def prepare(self, starter: int, job_ad: str, machine_ad: str) -> Decision:
         """Decides for the job of `starter`; raises `Refusal`, and OSError if the decision cannot be kept."""
         kept = self._kept.of(starter)
         if kept is None:
             kept = Kept(job_name(job_ad), await self._decide(job_ad, machine_ad))
             await self._require_possible(kept.decision)
             self._kept.keep(starter, *kept)
+        return kept.decision
 
     async def at_start(self, starter: int, sandbox_ad: str) -> Kept:
         """What is in force for the job that `starter` starts; raises `Refusal`.

@@ -42,8 +42,8 @@ class Place(Protocol):
     def require_wrapper(self, peer: Peer, namespace: int) -> None:
         """Raises `NotAllowed` unless the peer is a job wrapper that made this network namespace."""
 
-    def require_network(self) -> None:
-        """Raises `Refusal` while no job can be given a network."""
+    def require_network(self, decision: Decision) -> None:
+        """Raises `Refusal` while a job cannot be given the network that was decided for it."""
 
     def reach(self, decision: Decision) -> tuple[Collection[str], Sequence[Network]]:
         """The families ("ipv4", "ipv6") and the networks besides that a job has a route for."""
@@ -76,7 +76,7 @@ class PilotPlace:
     def require_wrapper(self, peer: Peer, namespace: int) -> None:
         admission.require_wrapper(peer, self._inner, namespace)
 
-    def require_network(self) -> None:
+    def require_network(self, decision: Decision) -> None:
         try:
             state = json.loads(self._state_file.read_text(encoding="utf-8"))["state"]
         except (OSError, ValueError, KeyError) as error:

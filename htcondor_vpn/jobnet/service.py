@@ -104,9 +104,9 @@ class JobNetworks:
         self._place.require_condor(peer)
         text = ""
         try:
-            self._place.require_network()
             machine_ad = read_machine_ad(peer, message.fields.get("machine", ""))
-            await self._decisions.prepare(peer.parent_pid, message.text, machine_ad)
+            decision = await self._decisions.prepare(peer.parent_pid, message.text, machine_ad)
+            self._place.require_network(decision)
             text = confined(message.text)
             if (reason := self._failed.forget(job_name(message.text))) is not None:
                 raise Refusal(SubCode.NOT_EXECUTABLE, reason)

@@ -107,11 +107,16 @@ def test_a_running_job_has_no_network_while_the_tunnel_is_gone_and_then_the_next
     process, scratch = node.point.start_job("--prepared", "0", "/bin/sh", "-c", job)
     os.mkfifo(scratch / "go")
     wait_until((scratch / "done").exists)
+    late, prepared = node.point.start_job("--prepared", "100", "true")
+    wait_until((prepared / "prepared").exists)
     node.tunnel.kill()
     wait_until(lambda: "htvtun" not in node.point.links())
     (scratch / "go").write_text("go\n")
-    refused = node.run_job("true")
-    assert refused["status"] != 0
+    refused = node.run_job("true")  # by the hook, before anything is fetched for it
+    assert refused["out"].startswith("HookStatusCode = 301\n"), refused
+    assert node.run_job("true", ad="ByHost = true")["status"] == 0
+    (prepared / "go").touch()
+    assert json.loads(late.communicate(timeout=60)[0])["status"] != 0  # nor by the wrapper, for whom it was up before
     wait_until((scratch / "tried").exists)
     node.tunnel = node.start_tunnel("tunnel-2")
     wait_until(lambda: "htvtun" in node.point.links())
