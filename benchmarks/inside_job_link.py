@@ -45,7 +45,8 @@ def main(class_count: int, pairs: int) -> None:
         netlink.do([links.add_address(links.LOOPBACK_INDEX, FAR, 32)])
     nft = find_program("nft", "nftables")
     table = JobTable(nft)
-    rules = table_rules(logging=False) + policy_rules("bench", (), (), list(classes(class_count).values()))
+    rules = policy_rules("bench", (), (), list(classes(class_count).values()))
+    rules = table_rules(logging=True, known_flows=True) + rules
     run_program([nft, "-f", "-"], stdin=rules, preexec=capabilities_to_programs)
     table.lead(0, "bench")
     wiring = Wiring(mtu=TUNNEL_MTU, end_here=True)

@@ -42,9 +42,16 @@ _GOTO = -4
 _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
 _COUNTER_BYTES, _COUNTER_PACKETS = 1, 2
 _NESTED = 0x8000
+#: An element's key and its counter's values, in the order in which the kernel tells them.
+_COUNTED = (
+    (_KEY, _VALUE),
+    (_EXPRESSION, _EXPRESSION_DATA, _COUNTER_BYTES),
+    (_EXPRESSION, _EXPRESSION_DATA, _COUNTER_PACKETS),
+)
 
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
 _GENERAL = struct.Struct("!BBH")  # struct nfgenmsg: family, version, resource
+_ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length, type
 _U64 = struct.Struct("!Q")
 _ANSWER_SECONDS = 10.0
 _BUFFER_BYTES = 1 << 18
@@ -99,7 +106,10 @@ class Elements:
 
     def counters(self, name: str) -> dict[bytes, Count]:
         """Reads a set whose elements have counters: the count of each key."""
-        return {key: _count(element) for key, element in self._read(name).items()}
+        found: dict[bytes, Count] = {}
+        for payload in self._read(name):
+            found.update(_counts(payload))
+        return found
 
     def counters_of(self, keys: Sequence[tuple[str, bytes]]) -> dict[tuple[str, bytes], Count]:
         """Reads the counts of single elements, by set and key, in a few system calls; those that are not there lack."""
@@ -131,19 +141,22 @@ class Elements:
 
     def keys(self, name: str) -> set[bytes]:
         """Reads a set's or map's keys."""
-        return set(self._read(name))
+        return {_key(element) for payload in self._read(name) for element in _elements(payload)}
 
-    def _read(self, name: str) -> dict[bytes, bytes]:
+    def _read(self, name: str) -> list[bytes]:
+        """All messages of a set's elements; of an element that is in two of them, the later one counts."""
+        found: list[bytes] = []
         for _ in range(_DUMPS):
-            found, whole = self._dump(name)
+            payloads, whole = self._dump(name)
+            found += payloads
             if whole:
-                break  # else somebody changed the set meanwhile; what was found is right, and some may be missing
-        return found
+                return payloads
+        return found  # somebody changes the set all the time; what was found is right, and some may be missing
 
-    def _dump(self, name: str) -> tuple[dict[bytes, bytes], bool]:
+    def _dump(self, name: str) -> tuple[list[bytes], bool]:
         self._sequence += 1
         self._socket.send(_message(_GET_ELEMENTS, NLM_F_REQUEST | NLM_F_DUMP, self._sequence, self._body(name)))
-        found: dict[bytes, bytes] = {}
+        found: list[bytes] = []
         whole = True
         while True:
             for kind, flags, sequence, payload in self._messages():
@@ -154,8 +167,7 @@ class Elements:
                     return found, whole
                 if kind == NLMSG_ERROR:
                     self._fail(payload, f"read the set {name}")
-                for element in _elements(payload):
-                    found[_key(element)] = element
+                found.append(payload)
 
     def _commit(self, changes: Sequence[tuple[int, str, Sequence[bytes]]]) -> None:
         """Carries out all of the changes or none: the message's kind, the set, the elements."""
@@ -188,7 +200,7 @@ class Elements:
         while len(data) >= _HEADER.size:
             length, kind, flags, sequence, _ = _HEADER.unpack_from(data)
             found.append((kind, flags, sequence, data[_HEADER.size : length]))
-            data = data[(length + 3) & ~3 :]
+            data = data[_aligned(length) :]
         return found
 
     @staticmethod
@@ -218,6 +230,51 @@ def _elements(payload: bytes) -> Iterator[bytes]:
 def _key(element: bytes) -> bytes:
     encoded = next(value for kind, value in attributes(element) if kind == _KEY)
     return next(value for kind, value in attributes(encoded) if kind == _VALUE)
+
+
+def _counts(payload: bytes) -> dict[bytes, Count]:
+    """The keys and counts of a message.
+
+    The elements of a set that came about in one way differ in these alone, so that a look at the first says where they
+    are in all of them: the jobs of a whole node have thousands.
+    """
+    listed = dict(attributes(payload[_GENERAL.size :])).get(_ELEMENTS, b"")
+    try:
+        places = [_place(listed, _LIST_ELEMENT, *kinds) for kinds in _COUNTED]
+    except LookupError:
+        return {_key(element): _count(element) for element in _elements(payload)}
+    size, parts, at = _aligned(struct.unpack_from("=H", listed)[0]), "=", 0
+    for start, end in places:
+        parts += f"{start - at}s{end - start}s"
+        at = end
+    if len(listed) % size == 0:
+        rows = list(struct.iter_unpack(f"{parts}{size - at}s", listed))
+        if len({row[::2] for row in rows}) == 1:
+            number = int.from_bytes
+            return {row[1]: Count(number(row[3], "big"), number(row[5], "big")) for row in rows}
+    return {_key(element): _count(element) for element in _elements(payload)}
+
+
+def _place(data: bytes, *kinds: int) -> tuple[int, int]:
+    """Where the value begins and ends of the first attribute of the last of `kinds`, within those of the others.
+
+    Raises LookupError.
+    """
+    at, end = 0, len(data)
+    for kind in kinds:
+        while True:
+            if end - at < _ATTRIBUTE.size:
+                raise LookupError(kind)
+            length, found = _ATTRIBUTE.unpack_from(data, at)
+            if found & ~_NESTED == kind:
+                break
+            at += _aligned(length)
+        at, end = at + _ATTRIBUTE.size, at + length
+    return at, end
+
+
+def _aligned(length: int) -> int:
+    return (length + 3) & ~3
 
 
 def _count(element: bytes) -> Count:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from jobnet_pilot import HERE, Pilot, finished, until
 
-from htcondor_vpn.jobnet.counting import books, ledger
+from htcondor_vpn.jobnet.counting import addresses, books, ledger, policies, rules, table
 from htcondor_vpn.jobnet.counting.account import Account
 from htcondor_vpn.jobnet.counting.policies import Reach
 from htcondor_vpn.jobnet.counting.recorder import Recorder
@@ -106,8 +106,17 @@ def rows(pilot: Pilot) -> list[dict[str, Any]]:
     return ledger.read(pilot.run_dir / ledger.FILE)
 
 
-def test_each_class_has_its_bytes_and_together_they_are_all(start: Any) -> None:
+@pytest.mark.parametrize("kernel", ["counts as it looks up", "does not", "has no room for flows"])
+def test_each_class_has_its_bytes_and_together_they_are_all(
+    start: Any, monkeypatch: pytest.MonkeyPatch, kernel: str
+) -> None:
+    if kernel == "does not":
+        monkeypatch.setattr(table, "counts_look_ups", lambda listed: False)
+    elif kernel == "has no room for flows":
+        monkeypatch.setattr(rules, "MOST_FLOWS", 1)
     pilot = start()
+    known = "@sent_flows_4 accept" in pilot.output("/usr/sbin/nft", "list", "table", "inet", rules.TABLE)
+    assert known == (kernel != "does not")
     transfers = (get(4_000_000, CAMPUS[0]), get(2_000_000, CAMPUS[1]), get(1_000_000, WORLD[0]))
     told = pilot.run_job(*PREPARED, "/bin/sh", "-c", " && ".join(transfers))
     assert told["status"] == 0, told["err"]
@@ -252,14 +261,16 @@ def test_silent_flows_make_room_in_the_kernel_and_stay_in_the_recorder(
     monkeypatch.setattr(books, "_MANY_FLOWS", 10)
     pilot = start()
     scratch = pilot.scratch("VpnFlightRecorder = true")
-    scan = (
+    campus = "import sys, traffic_client as client; client.move('get', 1_000_000, sys.argv[1])\n"
+    scan = (f"import sys; sys.path.insert(0, {str(HERE)!r}); {campus}"
         "import os, socket, time\n"
         "way = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
         "for _ in range(2):\n"
         "    for n in range(50): way.sendto(bytes(100), (f'203.0.113.{100 + n}', 9))\n"
         "    while not os.path.exists('go'): time.sleep(0.05)\n"
+        "client.move('get', 1_000_000, sys.argv[2])\n"
     )
-    starter = pilot.start_job(*PREPARED, sys.executable, "-c", scan, scratch=scratch)
+    starter = pilot.start_job(*PREPARED, sys.executable, "-c", scan, CAMPUS[0], WORLD[0], scratch=scratch)
     assert until(lambda: live(pilot).count('"203.0.113.') >= 50)
     assert until(lambda: "sent_flows_4" not in elements(pilot))
     (scratch / "go").touch()
@@ -269,3 +280,64 @@ def test_silent_flows_make_room_in_the_kernel_and_stay_in_the_recorder(
     scanned = [each for each in flights["destinations"] if each["port"] == 9]
     assert len(scanned) == 50
     assert {(each["bytes_out"], each["packets_out"]) for each in scanned} == {(2 * (14 + 20 + 8 + 100), 2)}
+    for word in ("Campus", "OffCampus"):  # of the former the kernel knows nothing any more
+        assert float(told["chirped"][f"ChirpNetwork{word}BytesIn"]) == with_headers(1_000_000)
+
+
+def test_a_flow_may_no_longer_go_where_a_name_no_longer_leads(
+    start: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(policies, "REFRESH_SECONDS", 0.1)
+    monkeypatch.setattr(addresses, "KEPT_SECONDS", 0.0)
+    hosts = tmp_path / "hosts"
+    hosts.write_text("".join(f"{address} storage.example.org\n" for address in CAMPUS))
+    pilot = start("allow = storage.example.org tcp port 7000")
+    pilot.output("/usr/bin/mount", "--bind", str(hosts), "/etc/hosts")
+    attempts = (
+        f"import sys; sys.path.insert(0, {str(HERE)!r})\n"
+        "import pathlib, time, traffic_client as client\n"
+        "client.move('get', 1000, sys.argv[1])\n"
+        "pathlib.Path('first').touch()\n"
+        "deadline = time.monotonic() + 30\n"
+        "while time.monotonic() < deadline:\n"
+        "    client.move('get', 1000, sys.argv[1])\n"
+        "    time.sleep(0.02)\n"
+    )
+    scratch = pilot.scratch()
+    starter = pilot.start_job(*PREPARED, sys.executable, "-c", attempts, CAMPUS[0], scratch=scratch)
+    assert until(lambda: (scratch / "first").exists())
+    hosts.write_text("".join(f"{address} storage.example.org\n" for address in WORLD))
+    assert "No route to host" in finished(starter)["err"]
+
+
+def test_a_broker_of_another_version_makes_its_own_rules_and_jobs_go_on(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = rules.LAYOUT
+    for module in (rules, table):
+        monkeypatch.setattr(module, "LAYOUT", "layout_of_before")
+    monkeypatch.setattr(books, "SAMPLE_SECONDS", 0.1)
+    pilot = start("deny = 203.0.113.9")
+    scratch = pilot.scratch("VpnFlightRecorder = true")
+    transfer, refused = get(1_000_000, CAMPUS[0]), " ".join((*CLIENT, "get", "1000", FORBIDDEN[0]))
+    script = f"{transfer}; touch first; while [ ! -e go ]; do sleep 0.05; done; {transfer}; {refused}"
+    starter = pilot.start_job(*PREPARED, "/bin/sh", "-c", script, scratch=scratch)
+    assert until(lambda: (scratch / "first").exists())
+
+    def written() -> bool:
+        jobs = json.loads(live(pilot) or "{}").get("jobs", ())
+        return any(each["account"]["classes"]["campus"][1] > 1_000_000 for each in jobs)
+
+    assert until(written)
+    for module in (rules, table):
+        monkeypatch.setattr(module, "LAYOUT", layout)
+    pilot.kill_broker()
+    pilot.start_broker()
+    assert layout in pilot.output("/usr/sbin/nft", "list", "table", "inet", rules.TABLE)
+    (scratch / "go").touch()
+    told = finished(starter)
+    assert "No route to host" in told["err"]
+    assert float(told["chirped"]["ChirpNetworkCampusBytesIn"]) == with_headers(2_000_000)
+    assert told["chirped"]["ChirpNetworkCampusConnections"] == "2"
+    (campus,) = json.loads((scratch / "vpn-flight-recorder.json").read_text())["destinations"]
+    assert campus["bytes_in"] == with_headers(2_000_000)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from htcondor_vpn.jobnet.counting.table import Moved
+from htcondor_vpn.jobnet.counting.table import Flow, Moved
 from htcondor_vpn.jobnet.wiring import Totals
 
 #: The class of what is in no class of the policy's, whose names have no parentheses.
@@ -27,7 +27,7 @@ class Account:
     Bytes are those of whole frames on the job's link; `totals` has all of them, `classes` those of IP packets, before
     they are cut into frames. `started` is in unix seconds, `began` on the clock that all processes of this node share
     (CLOCK_MONOTONIC). Rates are in Mbit/s, peaks the means between two samples. `resent_segments` is None where the
-    kernel does not tell. `outcome` is empty while the job runs.
+    kernel does not tell. `outcome` is empty while the job runs. `settled` is what of `classes` the kernel forgot.
     """
 
     number: int
@@ -43,6 +43,7 @@ class Account:
     outcome: str = ""
     totals: Totals = Totals(0, 0, 0, 0)
     classes: dict[str, Moved] = field(default_factory=dict)
+    settled: dict[str, Moved] = field(default_factory=dict)
     peak_in_mbps: float = 0.0
     peak_out_mbps: float = 0.0
     mean_in_mbps: float = 0.0
@@ -70,10 +71,17 @@ class Account:
         lived = max(now - self.began, 1e-3)
         self.mean_in_mbps, self.mean_out_mbps = (_mbps(n, lived) for n in (totals.received_bytes, totals.sent_bytes))
         for number, name in enumerate((OTHER, *self.class_names)):
-            self.classes[name] = moved.get(number, Moved())
+            self.classes[name] = moved.get(number, Moved()).plus(self.settled.get(name, Moved()))
         if not self.class_names:
             link = Moved(totals.sent_bytes, totals.received_bytes, totals.sent_packets, totals.received_packets)
             self.classes[OTHER] = link._replace(connections=self.classes[OTHER].connections)
+
+    def settle(self, flows: Mapping[Flow, Moved]) -> None:
+        """Is told that the kernel has forgotten `flows`, and with them what they have moved."""
+        for flow, moved in flows.items():
+            if not flow.refused_by:
+                name = self.class_names[flow.number - 1] if 0 < flow.number <= len(self.class_names) else OTHER
+                self.settled[name] = self.settled.get(name, Moved()).plus(moved)
 
     def finish(self, outcome: str) -> None:
         """Ends the account; a job too short for a sample has its mean for its peak."""
@@ -110,15 +118,21 @@ class Account:
 
     def message(self) -> dict[str, Any]:
         """For JSON; `Account.of` makes it again."""
-        return {**vars(self), "classes": {name: list(moved) for name, moved in self.classes.items()}}
+        by_class = {"classes": self.classes, "settled": self.settled}
+        lists = {part: {name: list(moved) for name, moved in each.items()} for part, each in by_class.items()}
+        return {**vars(self), **lists}
 
     @classmethod
     def of(cls, message: Mapping[str, Any]) -> Account:
         """Raises TypeError, ValueError or KeyError for what is no message."""
-        classes = {name: Moved(*map(int, moved)) for name, moved in message["classes"].items()}
+        classes, settled = (
+            {name: Moved(*map(int, moved)) for name, moved in message.get(part, {}).items()}
+            for part in ("classes", "settled")
+        )
         totals, rated = (Totals(*map(int, message[name])) for name in ("totals", "rated"))
         names = tuple(map(str, message["class_names"]))
-        return cls(**{**message, "classes": classes, "totals": totals, "rated": rated, "class_names": names})
+        whole = {"totals": totals, "rated": rated, "class_names": names, "classes": classes, "settled": settled}
+        return cls(**{**message, **whole})
 
 
 def _divided(whole: int, parts: list[int]) -> list[int]:

@@ -18,17 +18,20 @@ from pathlib import Path
 from typing import Any
 
 from htcondor_vpn.addresses import FIRST_INDEX
+from htcondor_vpn.errors import JobCountingUnavailable
 from htcondor_vpn.jobnet.counting.account import Account
 from htcondor_vpn.jobnet.counting.answers import told
 from htcondor_vpn.jobnet.counting.ledger import Ledger, Row, ledger_path, row
-from htcondor_vpn.jobnet.counting.policies import Policies
+from htcondor_vpn.jobnet.counting.policies import Policies, Reach
 from htcondor_vpn.jobnet.counting.recorder import Recorder
 from htcondor_vpn.jobnet.counting.rules import LOG_GROUP, MOST_FLOWS
 from htcondor_vpn.jobnet.counting.table import Flow, JobTable, Moved, nft_thread
 from htcondor_vpn.jobnet.policy.decision import Decision
 from htcondor_vpn.jobnet.wiring import Totals
+from htcondor_vpn.linux.netlink import NetlinkError
 from htcondor_vpn.linux.packet_log import PacketLog
 from htcondor_vpn.linux.programs import find_program
+from htcondor_vpn.special_addresses import Network
 
 FILE = "jobs.json"
 VERSION = 1
@@ -49,8 +52,14 @@ _LIVE_SECONDS = 0.1
 _MANY_FLOWS = 1000
 _TOO_MANY_FLOWS = MOST_FLOWS // 2
 
+#: So many flows are taken out before others have their turn.
+_FORGOTTEN_AT_ONCE = 200
+
 #: What the ledger keeps of a flight recorder.
 _IN_SHORT = 20
+
+#: A file of another broker's that is none, or of another version.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 
 _PACKET_BYTES = 1500
 _PACKETS_AT_ONCE = 64
@@ -79,7 +88,7 @@ class Books:
         self._reading = ThreadPoolExecutor(1, "flows")
         self._writing = ThreadPoolExecutor(1, "ledger")
         self._nft = nft_thread()
-        self._policies = Policies(self._table, self._nft)
+        self._policies = Policies(self._table, self._nft, self._take_out_those_to)
         self._ledger: Ledger | None = None
         self._accounts: dict[int, Account] = {}
         self._recorders: dict[int, Recorder] = {}
@@ -99,6 +108,8 @@ class Books:
         """
         if self._nft.submit(self._table.open).result():
             self._resume(numbers)
+        elif numbers:
+            self._begin_anew(numbers)
         self._listen()
         self._table.forget(self._table.known() - set(numbers))
         self._write_live()
@@ -142,18 +153,48 @@ class Books:
     def _resume(self, numbers: Collection[int]) -> None:
         try:
             live = json.loads(self._live_file.read_text(encoding="utf-8"))
-            by_policy: dict[str, set[int]] = {}
-            for each in live["jobs"]:
-                account = Account.of(each["account"])
-                if account.number in numbers and account.ended is None:
-                    self._accounts[account.number] = account
-                    self._recorders[account.number] = Recorder.of(each["flights"], account.class_names)
-                    by_policy.setdefault(account.policy, set()).add(account.number)
+            by_policy = self._read_books(live, numbers)
             self._policies.resume(live["policies"], by_policy)
         except FileNotFoundError:
             return
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except _UNREADABLE as error:
             log.error("the books of the broker before cannot be read: %s", error)
+
+    def _read_books(self, live: Mapping[str, Any], numbers: Collection[int]) -> dict[str, set[int]]:
+        """Takes the books of `numbers` over, and returns which are under each policy; raises `_UNREADABLE`."""
+        by_policy: dict[str, set[int]] = {}
+        for each in live["jobs"]:
+            account = Account.of(each["account"])
+            if account.number in numbers and account.ended is None:
+                self._accounts[account.number] = account
+                self._recorders[account.number] = Recorder.of(each["flights"], account.class_names)
+                by_policy.setdefault(account.policy, set()).add(account.number)
+        return by_policy
+
+    def _begin_anew(self, numbers: Collection[int]) -> None:
+        """The table of the broker before was of another version: its jobs come under new rules, and go on counting.
+
+        Their links have counted on. Of their classes what it wrote down last is known, and for the moment nothing of
+        theirs passes, since the new table does not know their links yet.
+        """
+        try:
+            live = json.loads(self._live_file.read_text(encoding="utf-8"))
+            by_policy = self._read_books(live, numbers)
+            reaches = {chain: Reach.from_message(live["policies"][chain]) for chain in by_policy}
+        except (*_UNREADABLE, FileNotFoundError) as error:
+            log.error("jobs that another version's broker has left lose their network: its books: %s", error)
+            return
+        for number, account in self._accounts.items():
+            account.settled = dict(account.classes)
+            self._recorders[number].kernel_forgot()
+        self._start(self._lead_again([(each, reaches[chain]) for chain, some in by_policy.items() for each in some]))
+
+    async def _lead_again(self, jobs: Collection[tuple[int, Reach]]) -> None:
+        for number, reach in jobs:
+            try:
+                await self._policies.lead_to(number, reach)
+            except (JobCountingUnavailable, NetlinkError) as error:
+                log.error("job network %d cannot be kept to its policy any more: %s", number, error)
 
     # A job
 
@@ -221,15 +262,7 @@ class Books:
             await asyncio.sleep(SAMPLE_SECONDS)
             if not self._accounts:
                 continue
-            moved = self._table.moved()
-            for account in list(self._accounts.values()):
-                if account.ended is None:
-                    try:
-                        self._sample(account, moved.get(account.number, {}))
-                    except OSError as error:
-                        log.debug("job network %d is not there: %s", account.number, error)
-                    await asyncio.sleep(0)  # nobody waits for more than one
-            await self._see()
+            await self._see(sample=True)
             self._entries.clear()
             for number in list(self._accounts):
                 if number in self._accounts:
@@ -246,11 +279,16 @@ class Books:
         account.resent_segments = self._resent(account.number)
         self._entries.pop(account.number, None)
 
-    async def _see(self, numbers: Collection[int] | None = None) -> None:
-        """Feeds the recorders, or those of `numbers`, and takes silent flows out of the kernel where there are many."""
+    async def _see(self, numbers: Collection[int] | None = None, *, sample: bool = False) -> None:
+        """Feeds the recorders, or those of `numbers`, and takes silent flows out of the kernel where there are many.
+
+        With `sample` the accounts get what was read, too.
+        """
         loop = asyncio.get_running_loop()
         async with self._seeing:
             found = await loop.run_in_executor(self._reading, self._reader.flows, numbers)
+            if sample:
+                await self._sample_all(await loop.run_in_executor(self._reading, self._reader.moved, found))
             now, crowded = time.time(), sum(map(len, found.values())) > _TOO_MANY_FLOWS
             for number, flows in found.items():
                 if (recorder := self._recorders.get(number)) is None:
@@ -260,10 +298,43 @@ class Books:
                     await self._take_out(number, recorder, silent)
                 await asyncio.sleep(0)
 
-    async def _take_out(self, number: int, recorder: Recorder, silent: Mapping[Flow, Moved]) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._reading, self._reader.forget_flows, number, silent)
-        recorder.settle(silent)
+    async def _sample_all(self, moved: Mapping[int, Mapping[int, Moved]]) -> None:
+        for account in list(self._accounts.values()):
+            if account.ended is None:
+                try:
+                    self._sample(account, moved.get(account.number, {}))
+                except OSError as error:
+                    log.debug("job network %d is not there: %s", account.number, error)
+                await asyncio.sleep(0)  # nobody waits for more than one
+
+    async def _take_out_those_to(self, numbers: Collection[int], networks: Collection[Network] | None) -> None:
+        """Has the flows of these jobs to these networks, or to any, meet the rules again, for these have changed."""
+        loop = asyncio.get_running_loop()
+        async with self._seeing:
+            found = await loop.run_in_executor(self._reading, self._reader.flows, numbers)
+            for number, flows in found.items():
+                if (recorder := self._recorders.get(number)) is not None:
+                    recorder.see(flows, time.time())
+                    to_them = {
+                        flow: moved
+                        for flow, moved in flows.items()
+                        if networks is None or any(flow.peer.address in network for network in networks)
+                    }
+                    log.debug("job network %d: %d flows meet changed rules", number, len(to_them))
+                    await self._take_out(number, recorder, to_them)
+
+    async def _take_out(self, number: int, recorder: Recorder, flows: Mapping[Flow, Moved]) -> None:
+        """Whoever reads a job's counts finds each flow either in the kernel or settled, so that is one step."""
+        each = list(flows.items())
+        for start in range(0, len(each), _FORGOTTEN_AT_ONCE):
+            some = dict(each[start : start + _FORGOTTEN_AT_ONCE])
+            self._table.forget_flows(number, some)
+            recorder.settle(some)
+            if (account := self._accounts.get(number)) is not None:
+                account.settle(some)
+            await asyncio.sleep(0)
         self._entries.pop(number, None)
+        self._write_live_soon()
 
     # What is written
 

@@ -7,10 +7,10 @@ import errno
 import hashlib
 import json
 import logging
-from collections.abc import Collection, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Network
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 from htcondor_vpn.errors import JobCountingUnavailable
 from htcondor_vpn.jobnet.counting.addresses import Addresses
@@ -19,6 +19,7 @@ from htcondor_vpn.jobnet.counting.table import JobTable
 from htcondor_vpn.jobnet.policy.decision import Decision
 from htcondor_vpn.jobnet.policy.destinations import Destination, parse_destination
 from htcondor_vpn.linux.netlink import NetlinkError
+from htcondor_vpn.special_addresses import Network
 
 #: How many policies without a job are kept for the next job.
 _MOST_IDLE = 16
@@ -51,8 +52,19 @@ class Reach(NamedTuple):
     @property
     def named(self) -> bool:
         """Whether there are hosts' names in it."""
-        destinations = [*self.allowed, *self.denied, *(each for _, some in self.classes for each in some)]
-        return any(isinstance(destination.where, str) for destination in destinations)
+        return any(isinstance(destination.where, str) for _, destination in self._entries)
+
+    def differing(self, other: Reach) -> frozenset[Network]:
+        """The networks for which one of the two says something that the other does not."""
+        differing = self._entries ^ other._entries
+        return frozenset(each.where for _, each in differing if not isinstance(each.where, str))
+
+    @property
+    def _entries(self) -> frozenset[tuple[str, Destination]]:
+        """Each destination with what is said of it."""
+        classes = ((f"class {name}", some) for name, some in self.classes)
+        lists = [("allowed", self.allowed), ("denied", self.denied), *classes]
+        return frozenset((said, destination) for said, some in lists for destination in some)
 
     async def resolved(self, addresses: Addresses) -> Reach:
         """Replaces names by their addresses; of a name without any nothing is left."""
@@ -75,11 +87,18 @@ class Reach(NamedTuple):
         return cls(allowed, denied, classes)
 
 
+#: Is told which job networks have other rules now, and for which destinations; None is any.
+Changed = Callable[[Collection[int], Optional[Collection[Network]]], Awaitable[None]]
+
+
 class Policies:
     """Which chains there are, and which jobs are under them. nft runs in a thread, once for each new policy."""
 
-    def __init__(self, table: JobTable, thread: ThreadPoolExecutor, addresses: Addresses | None = None) -> None:
+    def __init__(
+        self, table: JobTable, thread: ThreadPoolExecutor, changed: Changed, addresses: Addresses | None = None
+    ) -> None:
         self._table, self._thread, self._addresses = table, thread, addresses or Addresses()
+        self._changed = changed
         self._reaches: dict[str, Reach] = {}
         #: With names replaced by addresses: for what the chains were made.
         self._resolved: dict[str, Reach] = {}
@@ -101,7 +120,10 @@ class Policies:
 
         Raises `JobCountingUnavailable` or `NetlinkError`.
         """
-        reach = Reach.of(decision)
+        return await self.lead_to(number, Reach.of(decision))
+
+    async def lead_to(self, number: int, reach: Reach) -> str:
+        """The same, by what of a decision counts here."""
         chain = reach.chain
         self._numbers.setdefault(chain, set()).add(number)
         try:
@@ -164,18 +186,26 @@ class Policies:
                     await self._refresh(chain, reach)
 
     async def _refresh(self, chain: str, reach: Reach) -> None:
-        resolved = await reach.resolved(self._addresses)
-        if resolved == self._resolved.get(chain):
+        resolved, before = await reach.resolved(self._addresses), self._resolved.get(chain)
+        if resolved == before:
             return
         try:
             await self._put_into_force(chain, resolved)
         except JobCountingUnavailable as error:
             log.error("the addresses of a policy's names stay as they were: %s", error.cause)
+            return
+        networks = None if before is None else resolved.differing(before)
+        await self._changed(frozenset(self._numbers.get(chain, ())), networks)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
         self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("policies' names and chains are no longer kept", exc_info=task.exception())
 
     def messages(self) -> dict[str, Any]:
         """For a later broker, as JSON."""

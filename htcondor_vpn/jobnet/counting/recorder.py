@@ -124,6 +124,14 @@ class Recorder:
                 key = self._key(flow, self._class(flow))
                 self._settled[key] = self._settled.get(key, Moved()).plus(moved)
 
+    def kernel_forgot(self) -> None:
+        """Is told that the kernel has forgotten all flows, with what they have moved since they were last seen."""
+        self._settled = {
+            key: Moved(contact.bytes_out, contact.bytes_in, contact.packets_out, contact.packets_in)
+            for key, contact in self.contacts.items()
+        }
+        self._last = {}
+
     def _contact(self, flow: Flow, moved: Moved, now: float) -> None:
         key = self._key(flow, self._class(flow))
         contact = self.contacts.get(key)

@@ -1,20 +1,26 @@
 """The rules for the jobs' links, as texts for nft(8).
 
-One table serves all jobs. Its first rule is a verdict map, which leads from a job's link to the chain of what that job
-may reach: a job costs two elements and no rule, no packet meets a rule of another policy, and jobs for whom the same
-was decided share a chain. What counts is sets that get an element by the first packet of each key, with a counter:
+One table serves all jobs. What counts is sets that get an element, with a counter, by the first packet of each flow (to
+or from an address, protocol and port of a job's). That packet meets what the job's policy says, and the others, as far
+as the kernel counts by looking up (Linux 5.7), nothing but the look-up of their flow:
 
-    prerouting ── sent ── sent_by: link → the policy's chain ─┬─ count_sent
-                                                              └─ refuse: marked, and told at its end by `refused`
-    postrouting ─ received ─ received_by: link → the policy's chain ── count_received
+    prerouting ── sent ─┬─ a known flow: counted
+                        └─ sent_by: link → the policy's chain ─┬─ count_sent
+                                                               └─ refuse: marked, and told at its end by `refused`
+    postrouting ─ received ─┬─ a known flow: counted
+                            └─ received_by: link → the policy's chain ── count_received
 
-They are on the way of every packet of every job, so a packet meets as few of them as can be. What comes by a link that
-the map does not know is dropped. Without classes nothing is counted here but flows and connections: the link itself has
-the rest. With them, one more map leads from the address at the far side to its class (`spans`), whose number becomes
-the packet's mark; only where a policy has protocols or ports, and for such addresses, rules are tried one by one.
+Verdict maps lead from a job's link to the chain of what that job may reach: a job costs two elements and no rule, no
+packet meets a rule of another policy, and jobs for whom the same was decided share a chain. What comes by a link that
+the map does not know is dropped. So what a flow may is decided once: if a policy's rules change, its flows have to be
+taken out. Older kernels have every packet meet them.
+
+One more map leads from the address at the far side to its class (`spans`), whose number becomes the packet's mark; only
+where a policy has protocols or ports, and for such addresses, rules are tried one by one. The class of a flow is kept
+with it (`flow_classes`). What is no flow, or finds no room, is counted by its class alone.
 
 Needs what Linux 4.18 has: verdict maps, dynamic sets with counters (`update`), interval sets and maps, concatenated
-keys, several hooks; of newer things, none.
+keys, several hooks.
 """
 
 from __future__ import annotations
@@ -30,6 +36,9 @@ from htcondor_vpn.special_addresses import Address, Network
 
 TABLE = "htcondor_vpn_jobs"
 
+#: A set by whose name a broker knows a table that it can go on with; another name belongs to what is made differently.
+LAYOUT = "layout_2"
+
 #: Class number n, from 1 on, has the mark FIRST_CLASS_MARK + n while a packet is counted; what is in none has no mark
 #: (0). Marks between say by what a packet was refused.
 FIRST_CLASS_MARK = 16
@@ -40,94 +49,135 @@ _EARLY = "raw - 10"
 #: How many flows (link, address, protocol, port) are told apart at a time; what comes beyond is counted by class only.
 MOST_FLOWS = 1 << 16
 
+#: How many pairs of job and class.
+_MOST_CLASSES = 1 << 16
+
 #: The group by which the names that jobs are told, and refusals of datagrams, come to the broker.
 LOG_GROUP = 4
 
+#: How nft(8) calls IP's versions.
+_FAMILIES = {4: "ip", 6: "ip6"}
 
-def table_rules(*, logging: bool) -> str:
-    """The table, without any policy's chain; `logging` needs the kernel's module nft_log."""
-    sets = "".join(
-        f"    set {name} {{ type {key}; size {MOST_FLOWS}; flags dynamic; }}\n"
-        for name, key in {
-            "sent_bytes": "iface_index . mark",
-            "received_bytes": "iface_index . mark",
-            "connections": "iface_index . mark",
-            "sent_flows_4": "iface_index . ipv4_addr . inet_proto . inet_service . mark",
-            "sent_flows_6": "iface_index . ipv6_addr . inet_proto . inet_service . mark",
-            "received_flows_4": "iface_index . ipv4_addr . inet_proto . inet_service . mark",
-            "received_flows_6": "iface_index . ipv6_addr . inet_proto . inet_service . mark",
-        }.items()
-    )
+#: A TCP segment that says that the far side takes a connection: `tcp flags & (syn | ack | rst) == syn | ack`, for what
+#: is TCP; nft would have each rule ask for that again.
+_BEGUN = "@th,104,8 & 0x16 == 0x12"
+
+def table_rules(*, logging: bool, known_flows: bool) -> str:
+    """The table, without any policy's chain.
+
+    `logging` needs the kernel's module nft_log, `known_flows` that a look-up counts (Linux 5.7; see `counts_look_ups`).
+    """
+    counter, size = "counter; " if known_flows else "", f"size {MOST_FLOWS}; flags dynamic;"
+    flows = {f"{way}_flows_{version}": _flow_key(version) for way in ("sent", "received") for version in _FAMILIES}
+    marked = {f"{what}_{version}": f"{_flow_key(version)} . mark" for what in ("refused_flows", "flow_classes")
+              for version in _FAMILIES}  # fmt: skip
+    by_class = dict.fromkeys(("sent_bytes", "received_bytes", "connections"), "iface_index . mark")
+    sets = [f"set {name} {{ type {key}; {size} {counter}}}" for name, key in flows.items()]
+    sets += [f"set {name} {{ type {key}; {size} }}" for name, key in marked.items()]
+    sets += [f"set {name} {{ type {key}; size {_MOST_CLASSES}; flags dynamic; }}" for name, key in by_class.items()]
     refusals = ", ".join(f"{mark} : goto refusal" for mark in (*REFUSAL_MARKS, POLICY_MARK))
+    sent = [f"{_ends(version, 'sent')} @sent_flows_{version} accept" for version in _FAMILIES]
+    received = [f"{_ends(version, 'received')} @received_flows_{version} accept" for version in _FAMILIES]
+    if not known_flows:
+        sent = received = []
     log = f"""
-    chain told {{
-        type filter hook output priority {_EARLY}; policy accept;
-        meta l4proto tcp accept
-        oifname != "{JOB_LINK}*" accept
         ip saddr {PILOT_V4} udp sport 53 limit rate 500/second burst 500 packets log group {LOG_GROUP} snaplen 1500
         icmp type destination-unreachable limit rate 100/second burst 100 packets log group {LOG_GROUP} snaplen 100
-        icmpv6 type destination-unreachable limit rate 100/second burst 100 packets log group {LOG_GROUP} snaplen 140
-    }}
-"""
+        icmpv6 type destination-unreachable limit rate 100/second burst 100 packets log group {LOG_GROUP} snaplen 140"""
     return f"""
 table inet {TABLE} {{
+    set {LAYOUT} {{ type mark; }}
     map sent_by {{ type iface_index : verdict; }}
     map received_by {{ type iface_index : verdict; }}
-{sets}
-    chain count_sent_flow {{
-        meta l4proto != tcp meta l4proto != udp return
-        meta nfproto ipv4 update @sent_flows_4 {{ iif . ip daddr . meta l4proto . th dport . meta mark counter }}
-        meta nfproto ipv6 update @sent_flows_6 {{ iif . ip6 daddr . meta l4proto . th dport . meta mark counter }}
+    {_lines(sets, 4)}
+    chain count_sent_bytes {{
+        update @sent_bytes {{ iif . meta mark counter }} meta mark set 0
     }}
-    chain count_received_flow {{
-        meta l4proto != tcp meta l4proto != udp return
-        tcp flags & (syn | ack | rst) == syn | ack update @connections {{ oif . meta mark counter }}
-        meta nfproto ipv4 update @received_flows_4 {{ oif . ip saddr . meta l4proto . th sport . meta mark counter }}
-        meta nfproto ipv6 update @received_flows_6 {{ oif . ip6 saddr . meta l4proto . th sport . meta mark counter }}
+    chain count_received_bytes {{
+        update @received_bytes {{ oif . meta mark counter }} meta mark set 0
     }}
     chain count_sent {{
-        update @sent_bytes {{ iif . meta mark counter }}
-        jump count_sent_flow
-        meta mark set 0
+        {_counting("sent")}
     }}
     chain count_received {{
-        update @received_bytes {{ oif . meta mark counter }}
-        jump count_received_flow
-        meta mark set 0
+        meta l4proto tcp {_BEGUN} update @connections {{ oif . meta mark counter }}
+        {_counting("received")}
     }}
     chain refuse {{
         meta mark set {POLICY_MARK} accept
     }}
+    chain count_refused {{
+        meta l4proto != tcp meta l4proto != udp return
+        {_lines([f"update @refused_flows_{n} {{ {_ends(n, 'sent')} . meta mark counter }}" for n in _FAMILIES])}
+    }}
     chain refusal {{
         iifname != "{JOB_LINK}*" return
-        jump count_sent_flow
+        jump count_refused
         meta mark {POLICY_MARK} reject with icmpx type admin-prohibited
     }}
     chain sent {{
         type filter hook prerouting priority {_EARLY}; policy accept;
+        {_lines(sent)}
         iif vmap @sent_by
         iifname "{JOB_LINK}*" drop
     }}
+    chain decided_received {{
+        oif vmap @received_by
+    }}
+    chain other_received {{
+        oifname != "{JOB_LINK}*" accept{log if logging else ""}
+        goto decided_received
+    }}
     chain received {{
         type filter hook postrouting priority {_EARLY}; policy accept;
-        oif vmap @received_by
+        meta l4proto != tcp goto other_received
+        {_BEGUN} goto decided_received
+        {_lines(received)}
+        goto decided_received
     }}
     chain refused {{
         type filter hook input priority filter - 10; policy accept;
-        meta mark {TPROXY_MARK} accept
+        meta mark & {0xFFFFFFFF ^ TPROXY_MARK:#x} == 0 accept
         meta mark vmap {{ {refusals} }}
     }}
     chain refused_onwards {{
         type filter hook forward priority filter - 10; policy accept;
         meta mark 0 accept
         meta mark vmap {{ {refusals} }}
-    }}{log if logging else ""}
+    }}
 }}
 """  # noqa: S608
 
 
-#: How nft(8) calls IP's versions.
-_FAMILIES = {4: "ip", 6: "ip6"}
+def counts_look_ups(listed: str) -> bool:
+    """Whether a set's elements count whenever they are looked up, by how nft(8) lists it: older kernels drop that."""
+    return "counter" in listed.partition("elements")[0]
+
+
+def _flow_key(version: int) -> str:
+    return f"iface_index . ipv{version}_addr . inet_proto . inet_service"
+
+
+def _ends(version: int, way: str) -> str:
+    """The parts of a packet that are the key of its flow."""
+    link, side = ("iif", "d") if way == "sent" else ("oif", "s")
+    protocol = "ip protocol" if version == 4 else "meta l4proto"  # the former is read faster
+    return f"{link} . {_FAMILIES[version]} {side}addr . {protocol} . th {side}port"
+
+
+def _counting(way: str) -> str:
+    """The rules that count a packet of the class that is its mark: in its flow, or else, for want of room, by class."""
+    rules = [f"meta l4proto != tcp meta l4proto != udp goto count_{way}_bytes"]
+    for version in _FAMILIES:
+        key = _ends(version, way)
+        rules.append(f"meta mark != 0 update @flow_classes_{version} {{ {key} . meta mark }}")
+        rules.append(f"update @{way}_flows_{version} {{ {key} counter }} meta mark set 0 accept")  # noqa: S608
+    return _lines([*rules, f"goto count_{way}_bytes"])
+
+
+def _lines(rules: Sequence[str], indent: int = 8) -> str:
+    return ("\n" + " " * indent).join(rules)
+
 
 #: What stays inside, which no policy can deny, nor is it of any class.
 _OWN = tuple(Destination(ip_network(text)) for text in (*OWN_V4, *OWN_V6))
@@ -145,9 +195,7 @@ def policy_rules(
     allowed, denied or counted: names have been replaced by addresses before.
     """
     chains: dict[str, list[str]] = {}
-    of_sent, of_received = ["goto count_sent_flow"], ["goto count_received_flow"]
-    if classes:
-        of_sent, of_received = (_class_chains(len(classes), way, chains) for way in ("sent", "received"))
+    of_sent, of_received = (_class_chains(len(classes), way, chains) for way in ("sent", "received"))
     lists, onwards, refuse = [_OWN, *classes], f"goto {name}_classes", "goto refuse"
     chains[f"{name}_classes"] = _first_of(lists, of_sent, of_sent[0], "d")
     chains[f"{name}_received"] = ["meta mark set 0", *_first_of(lists, of_received, of_received[0], "s")]

@@ -16,7 +16,14 @@ from typing import NamedTuple
 
 from htcondor_vpn.addresses import FIRST_INDEX
 from htcondor_vpn.errors import JobCountingUnavailable
-from htcondor_vpn.jobnet.counting.rules import FIRST_CLASS_MARK, TABLE, remove_rules, table_rules
+from htcondor_vpn.jobnet.counting.rules import (
+    FIRST_CLASS_MARK,
+    LAYOUT,
+    TABLE,
+    counts_look_ups,
+    remove_rules,
+    table_rules,
+)
 from htcondor_vpn.linux.namespaces import capabilities_to_programs
 from htcondor_vpn.linux.netlink import NetlinkError
 from htcondor_vpn.linux.nftables import Count, Elements
@@ -27,11 +34,14 @@ from htcondor_vpn.special_addresses import Address
 FRAME_BYTES = 14
 
 _MAPS = ("sent_by", "received_by")
-_SETS = ("sent_bytes", "received_bytes", "connections") + tuple(
-    f"{way}_flows_{version}" for way in ("sent", "received") for version in (4, 6)
-)
+_BY_CLASS = ("sent_bytes", "received_bytes", "connections")
+_FLOWS = tuple(f"{what}_{version}" for what in ("sent_flows", "received_flows", "refused_flows", "flow_classes")
+               for version in (4, 6))  # fmt: skip
+_ALL = (*_MAPS, *_BY_CLASS, *_FLOWS)
 _PROTOCOLS = {socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp"}
 _LINK = _MARK = struct.Struct("=I")
+_NO_MARK = _MARK.pack(0)
+_REMOVAL = f"table inet {TABLE}\ndelete table inet {TABLE}\n"
 
 log = logging.getLogger(__name__)
 
@@ -90,29 +100,49 @@ class JobTable:
     def open(self) -> bool:
         """Makes the table, or returns True if another broker has made it; raises `JobCountingUnavailable`.
 
-        Only in a `nft_thread`.
+        One that another version of this has made is replaced, and what it has counted is lost. Only in a `nft_thread`.
         """
         if self._exists():
             return True
-        try:
-            self.run(table_rules(logging=True))
-        except JobCountingUnavailable as error:
-            log.warning("this kernel shows no packets (nft_log), so flight recorders have no names: %s", error.cause)
-            self.run(table_rules(logging=False))
-        return False
+        refused: JobCountingUnavailable | None = None
+        for known_flows, shown in ((True, True), (True, False), (False, True), (False, False)):
+            refused = self._make(logging=shown, known_flows=known_flows)
+            if refused is None and (not known_flows or self._counts_look_ups()):
+                if not known_flows:
+                    log.info("every packet meets the rules of its job: this kernel does not count as it looks up")
+                if not shown:
+                    log.warning("this kernel shows no packets (nft_log), so flight recorders have no names")
+                return False
+        assert refused is not None
+        raise refused
 
     def _exists(self) -> bool:
         try:
-            self._elements.keys(_MAPS[0])
+            self._elements.keys(LAYOUT)
         except NetlinkError as error:
             if error.errno != errno.ENOENT:
                 raise
             return False
         return True
 
+    def _make(self, *, logging: bool, known_flows: bool) -> JobCountingUnavailable | None:
+        """Makes the table, in place of one that is there; returns why it cannot be made."""
+        try:
+            self.run(_REMOVAL + table_rules(logging=logging, known_flows=known_flows))
+        except JobCountingUnavailable as error:
+            return error
+        return None
+
+    def _counts_look_ups(self) -> bool:
+        try:
+            return counts_look_ups(run_program([self._nft, "list", "set", "inet", TABLE, "sent_flows_4"]))
+        except ProgramFailed as error:
+            log.warning("the jobs' rules cannot be listed: %s", error.stderr.strip())
+            return False
+
     def remove(self) -> None:
         """Takes it out of the kernel; one that is not there is no error. Raises `JobCountingUnavailable`."""
-        self.run(f"table inet {TABLE}\ndelete table inet {TABLE}\n")
+        self.run(_REMOVAL)
 
     def run(self, rules: str) -> None:
         """Gives rules to nft, all or none of which come into force; some milliseconds. Only in a `nft_thread`."""
@@ -134,53 +164,78 @@ class JobTable:
         """Removes the chains of policies without jobs."""
         self.run(remove_rules(names))
 
-    def moved(self) -> dict[int, dict[int, Moved]]:
+    def moved(self, flows: Mapping[int, Mapping[Flow, Moved]]) -> dict[int, dict[int, Moved]]:
         """What each job network has moved, by the number of the class; 0 is what is in none.
 
-        Of a job without classes there are connections only.
+        `flows` are all that were just read. What has been forgotten of them is missing.
         """
-        sent, received, begun = (self._elements.counters(name) for name in _SETS[:3])
+        sent, received, begun = (self._elements.counters(name) for name in _BY_CLASS)
         found: dict[int, dict[int, Moved]] = {}
         for key in sent.keys() | received.keys() | begun.keys():
             counts = _moved(sent.get(key), received.get(key), begun.get(key))
             found.setdefault(_number(key), {})[_class(_MARK.unpack(key[-4:])[0])] = counts
+        for number, some in flows.items():
+            _add(found.setdefault(number, {}), some)
         return found
 
     def moved_by(self, number: int, classes: int) -> dict[int, Moved]:
-        """What one job network has moved, in no class and in each of so many; it takes no longer with more jobs."""
+        """What one job network has moved, in no class and in each of so many.
+
+        Of a job without classes there are connections alone, which takes no longer with more jobs: the link itself has
+        the rest.
+        """
         marks = [_link(number) + _MARK.pack(_mark(each)) for each in range(classes + 1)]
-        counts = self._elements.counters_of([(name, key) for key in marks for name in _SETS[:3]])
-        return {each: _moved(*(counts.get((name, key)) for name in _SETS[:3])) for each, key in enumerate(marks)}
+        counts = self._elements.counters_of([(name, key) for key in marks for name in _BY_CLASS])
+        found = {each: _moved(*(counts.get((name, key)) for name in _BY_CLASS)) for each, key in enumerate(marks)}
+        if classes:
+            _add(found, self.flows({number}).get(number, {}))
+        return found
 
     def flows(self, numbers: Collection[int] | None = None) -> dict[int, dict[Flow, Moved]]:
         """With whom each job network, or each of `numbers`, has exchanged what since the flow was last forgotten."""
+        links = None if numbers is None else set(map(_link, numbers))
         found: dict[int, dict[Flow, Moved]] = {}
         for version in (4, 6):
-            sent, received = (self._elements.counters(f"{way}_flows_{version}") for way in ("sent", "received"))
+            sent, received, refused = (
+                self._elements.counters(f"{what}_flows_{version}") for what in ("sent", "received", "refused")
+            )
+            classes = {key[:-4]: key[-4:] for key in self._elements.keys(f"flow_classes_{version}")}
             for key in sent.keys() | received.keys():
-                if numbers is None or _number(key) in numbers:
-                    counts = _moved(sent.get(key), received.get(key))
-                    found.setdefault(_number(key), {})[_flow(key, version)] = counts
+                if links is None or key[:4] in links:
+                    flow = Flow(_peer(key, version), _class(*_MARK.unpack(classes.get(key, _NO_MARK))))
+                    found.setdefault(_number(key), {})[flow] = _moved(sent.get(key), received.get(key))
+            for key, count in refused.items():
+                if links is None or key[:4] in links:
+                    flow = Flow(_peer(key, version), 0, *_MARK.unpack(key[-4:]))
+                    found.setdefault(_number(key), {})[flow] = _moved(count, None)
         return found
 
     def forget_flows(self, number: int, flows: Mapping[Flow, Moved]) -> None:
-        """Makes room for others: removes `flows`, as they were read."""
+        """Removes `flows`, as they were read: to make room for others, or to have them meet changed rules."""
         keys: dict[str, list[bytes]] = {}
         for flow, moved in flows.items():
-            for way, packets in (("sent", moved.sent_packets), ("received", moved.received_packets)):
-                if packets:  # the kernel takes long to say that it has no such element
-                    keys.setdefault(f"{way}_flows_{flow.peer.address.version}", []).append(_key(number, flow))
+            # The kernel takes long to say that it has no such element.
+            names = {
+                "refused_flows": flow.refused_by,
+                "sent_flows": moved.sent_packets and not flow.refused_by,
+                "received_flows": moved.received_packets,
+                "flow_classes": flow.number,
+            }
+            for name in (name for name, there in names.items() if there):
+                mark = {"refused_flows": flow.refused_by, "flow_classes": _mark(flow.number)}.get(name)
+                key = _key(number, flow.peer) + (b"" if mark is None else _MARK.pack(mark))
+                keys.setdefault(f"{name}_{flow.peer.address.version}", []).append(key)
         self._elements.remove(keys)
 
     def forget(self, numbers: Collection[int]) -> None:
         """Removes these job networks from the maps, and their counts; their links are gone, or can send no more."""
         self._elements.remove(
-            {name: [key for key in self._elements.keys(name) if _number(key) in numbers] for name in (*_MAPS, *_SETS)}
+            {name: [key for key in self._elements.keys(name) if _number(key) in numbers] for name in _ALL}
         )
 
     def known(self) -> set[int]:
         """The job networks that are in any map or set."""
-        return {_number(key) for name in (*_MAPS, *_SETS) for key in self._elements.keys(name)}
+        return {_number(key) for name in _ALL for key in self._elements.keys(name)}
 
 
 def _link(number: int) -> bytes:
@@ -201,19 +256,22 @@ def _class(mark: int) -> int:
     return max(mark - FIRST_CLASS_MARK, 0)
 
 
-def _key(number: int, flow: Flow) -> bytes:
-    peer, mark = flow.peer, flow.refused_by or _mark(flow.number)
+def _key(number: int, peer: Peer) -> bytes:
     protocol = socket.IPPROTO_TCP if peer.protocol == "tcp" else socket.IPPROTO_UDP
-    ends = struct.pack("=B3x", protocol) + struct.pack("!H2x", peer.port)
-    return _link(number) + peer.address.packed + ends + _MARK.pack(mark)
+    return _link(number) + peer.address.packed + struct.pack("=B3x", protocol) + struct.pack("!H2x", peer.port)
 
 
-def _flow(key: bytes, version: int) -> Flow:
+def _peer(key: bytes, version: int) -> Peer:
     end = 8 if version == 4 else 20
     (port,) = struct.unpack_from("!H", key, end + 4)
-    (mark,) = _MARK.unpack(key[-4:])
-    peer = Peer(ip_address(key[4:end]), _PROTOCOLS[key[end]], port)
-    return Flow(peer, _class(mark), mark if mark < FIRST_CLASS_MARK else 0)
+    return Peer(ip_address(key[4:end]), _PROTOCOLS[key[end]], port)
+
+
+def _add(found: dict[int, Moved], flows: Mapping[Flow, Moved]) -> None:
+    """Adds to the classes what was let go of the flows."""
+    for flow, moved in flows.items():
+        if not flow.refused_by:
+            found[flow.number] = found.get(flow.number, Moved()).plus(moved)
 
 
 def _moved(sent: Count | None, received: Count | None, begun: Count | None = None) -> Moved:

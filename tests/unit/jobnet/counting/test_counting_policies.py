@@ -4,6 +4,7 @@ import asyncio
 import errno
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -21,7 +22,7 @@ class Table:
     """Remembers what it was told; the kernel's own is tested by tests/linux/test_jobnet_counting.py."""
 
     def __init__(self):
-        self.ran, self.led, self.removed = [], {}, []
+        self.ran, self.led, self.removed, self.changed = [], {}, [], []
 
     def run(self, rules):
         self.ran.append(rules)
@@ -33,6 +34,9 @@ class Table:
 
     def remove_policies(self, chains):
         self.removed += chains
+
+    async def change(self, numbers, networks):
+        self.changed.append((set(numbers), {str(network) for network in networks}))
 
 
 @pytest.fixture
@@ -54,7 +58,7 @@ def scenario(addresses):
     def play(work):
         async def playing():
             table, threads = Table(), ThreadPoolExecutor(1)
-            policies = Policies(table, threads, Addresses(LookUps(5, look_up)))
+            policies = Policies(table, threads, table.change, Addresses(LookUps(5, look_up)))
             policies.open()
             await work(policies, table)
             policies.close()
@@ -91,7 +95,8 @@ def test_jobs_share_a_chain(scenario):
 
 def test_a_names_new_address_is_allowed_and_the_one_before_for_a_while(scenario, addresses, monkeypatch):
     async def work(policies, table):
-        await policies.lead(1, allowing("storage.example.org tcp port 1094"))
+        decision = allowing("storage.example.org tcp port 1094")
+        await policies.lead(1, replace(decision, classes={"campus": (parse_destination("192.0.2.1"),)}))
         assert "192.0.2.1/32 } tcp dport 1094" in table.ran[-1]
         addresses["storage.example.org"] = ["192.0.2.2"]
         await until(lambda: len(table.ran) == 2)
@@ -99,6 +104,8 @@ def test_a_names_new_address_is_allowed_and_the_one_before_for_a_while(scenario,
         monkeypatch.setattr(address_module, "KEPT_SECONDS", 0.0)
         await until(lambda: len(table.ran) > 2)
         assert "192.0.2.1/32" not in table.ran[-1]
+        await until(lambda: len(table.changed) >= 2)
+        assert table.changed[:2] == [({1}, {"192.0.2.2/32"}), ({1}, {"192.0.2.1/32"})]
 
     scenario(work)
 

@@ -1,7 +1,7 @@
 """The rules as texts: what a policy becomes."""
 
 from htcondor_vpn.jobnet.counting.policies import Reach
-from htcondor_vpn.jobnet.counting.rules import policy_rules, table_rules
+from htcondor_vpn.jobnet.counting.rules import counts_look_ups, policy_rules, table_rules
 from htcondor_vpn.jobnet.policy.decision import Decision
 from htcondor_vpn.jobnet.policy.destinations import parse_destination
 
@@ -20,7 +20,7 @@ def test_networks_of_a_kind_share_a_rule_and_overlap_is_no_matter():
         "p", (), destinations("10.0.0.0/8", "10.1.0.0/16", "2001:db8::/32", "192.0.2.1 tcp port 25"), ()
     )
     assert rules("p_sent", text)[-5:] == [
-        "ip6 daddr { ::1/128, fd68:7463:6f6e::/48, fe80::/10, ff00::/8 } goto count_sent_flow",
+        "ip6 daddr { ::1/128, fd68:7463:6f6e::/48, fe80::/10, ff00::/8 } goto count_sent",
         "ip daddr { 10.0.0.0/8 } goto refuse",
         "ip6 daddr { 2001:db8::/32 } goto refuse",
         "ip daddr { 192.0.2.1/32 } tcp dport 25 goto refuse",
@@ -41,10 +41,10 @@ def test_what_is_not_allowed_is_refused():
     assert sent[-2:] == ["ip daddr { 192.0.2.7/32 } tcp dport 1094-1095 goto p_classes", "goto refuse"]
     assert decided(sent, "ip", "d") == {
         "0.0.0.0-126.255.255.255": "goto refuse",
-        "127.0.0.0-127.255.255.255": "goto count_sent_flow",
+        "127.0.0.0-127.255.255.255": "goto count_sent",
         "128.0.0.0-192.0.2.6": "goto refuse",
         "192.0.2.8-198.17.255.255": "goto refuse",
-        "198.18.0.0-198.19.255.255": "goto count_sent_flow",
+        "198.18.0.0-198.19.255.255": "goto count_sent",
         "198.20.0.0-255.255.255.255": "goto refuse",
     }
 
@@ -62,8 +62,8 @@ def test_addresses_alone_take_one_look_up_and_no_rule_more():
 
 def test_without_classes_the_link_counts():
     text = policy_rules("p", (), (), ())
-    assert rules("p_sent", text) + rules("p_classes", text) == ["goto p_classes", "goto count_sent_flow"]
-    assert rules("p_received", text) == ["meta mark set 0", "goto count_received_flow"]
+    assert rules("p_sent", text) + rules("p_classes", text) == ["goto p_classes", "goto count_sent"]
+    assert rules("p_received", text) == ["meta mark set 0", "goto count_received"]
 
 
 def test_the_first_class_counts_both_ways():
@@ -90,5 +90,20 @@ def test_the_same_reach_has_the_same_chain_in_every_broker():
 
 
 def test_a_kernel_without_logs_gets_a_table_without_them():
-    assert "log group" in table_rules(logging=True)
-    assert "log" not in table_rules(logging=False)
+    assert "log group" in table_rules(logging=True, known_flows=True)
+    assert "log" not in table_rules(logging=False, known_flows=True)
+
+
+def test_a_kernel_that_does_not_count_as_it_looks_up_has_each_packet_meet_the_policy():
+    fast, slow = (table_rules(logging=False, known_flows=known) for known in (True, False))
+    assert fast.count("_flows_4 accept") == fast.count("_flows_6 accept") == 2
+    assert "counter;" in fast
+    assert "_flows_4 accept" not in slow
+    assert "counter;" not in slow  # nor does its nft(8) know the word there
+    assert slow.count("update @sent_flows_4") == fast.count("update @sent_flows_4") == 1
+
+
+def test_what_a_kernel_says_of_a_set_tells_whether_it_counts():
+    head = "table inet htcondor_vpn_jobs {\n\tset sent_flows_4 {\n\t\tsize 65536\n\t\tflags dynamic\n"
+    assert counts_look_ups(head + "\t\tcounter\n\t}\n}\n")
+    assert not counts_look_ups(head + "\t\telements = { 65536 . 192.0.2.1 . tcp . 80 counter packets 1 bytes 40 }\n")
