@@ -6,6 +6,7 @@ For the second somebody has to answer: `echo` runs on another host, in the same 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import time
 from contextlib import suppress
@@ -75,13 +76,13 @@ def echo(folder: Path, seconds: float) -> int:
 
 def file_system(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> tuple[str, str]:
     """The kind of file system that a folder lies on, and its mount options (proc_mounts(5))."""
-    path, found = os.path.realpath(folder), ("unknown", "")
+    path, found = os.fsencode(os.path.realpath(folder)), ("unknown", "")
     longest = -1
-    for line in mounts.read_text().splitlines():
-        _, where, kind, options, *_ = line.split(" ")
-        point = where.encode().decode("unicode_escape")
-        if (path == point or path.startswith(point.rstrip("/") + "/")) and len(point) >= longest:
-            longest, found = len(point), (kind, options)
+    for line in mounts.read_bytes().splitlines():
+        _, where, kind, options, *_ = line.split(b" ")
+        point = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), where)
+        if (path == point or path.startswith(point.rstrip(b"/") + b"/")) and len(point) >= longest:
+            longest, found = len(point), (os.fsdecode(kind), os.fsdecode(options))
     return found
 
 

@@ -20,6 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from htcondor_vpn.denied_destinations import DeniedDestination
 from htcondor_vpn.errors import NamespacesUnavailable, by_name
 from htcondor_vpn.gateway.serving.destinations import PRIVATE
+from htcondor_vpn.gateway.trust.folder import write_atomically
 from htcondor_vpn.linux.channel import Channel
 from htcondor_vpn.linux.children import fork_child
 from htcondor_vpn.linux.programs import ProgramFailed, find_program, run_program
@@ -130,7 +131,8 @@ def _forwarding_before() -> dict[Path, str]:
     try:
         noted = json.loads(_BEFORE.read_text())
     except FileNotFoundError:
-        _BEFORE.write_text(json.dumps({str(path): value for path, value in before.items()}))
+        noted = {str(path): value for path, value in before.items()}
+        write_atomically(_BEFORE, json.dumps(noted).encode(), 0o644)  # half of it would hinder every later start
         return before
     return {path: str(noted.get(str(path), value)) for path, value in before.items()}
 

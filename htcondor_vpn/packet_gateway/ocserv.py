@@ -18,7 +18,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from htcondor_vpn.addresses import JOB_LINK, OCSERV_V4, OCSERV_V6, PILOT_V4, PILOT_V6
-from htcondor_vpn.errors import ConfigError, ListenError
+from htcondor_vpn.errors import ConfigError, ListenError, VpnError
 from htcondor_vpn.gateway.kernel_nat import KernelNat, Pilots, own_name_servers
 from htcondor_vpn.gateway.ocserv_users import OcservUsers
 from htcondor_vpn.gateway.operation.listening import listen, raise_descriptor_limit
@@ -178,7 +178,11 @@ class _OcservServer:
         """Has a user who is revoked thrown out, by all logging in again: ocserv asks for no password in a session."""
         while True:
             await asyncio.sleep(_USERS_SECONDS)
-            now = set(self._users.list())
+            try:
+                now = set(self._users.list())
+            except VpnError as error:  # who was let in stays so until it is known otherwise
+                log.error("%s", error)
+                continue
             if gone := self._names - now:
                 log.info("revoked: %s", " ".join(sorted(gone)))
                 assert self._process is not None

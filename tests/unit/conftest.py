@@ -1,7 +1,11 @@
-"""A certificate for those who need one."""
+"""A certificate for those who need one, and straits to be tried in."""
 
 import datetime
+import itertools
+import os
+import resource
 import ssl
+from contextlib import contextmanager
 
 import pytest
 from cryptography import x509
@@ -40,3 +44,24 @@ def server_context(certificate):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     return context
+
+
+@pytest.fixture
+def without_descriptors():
+    """Within what it returns, this process can open nothing more."""
+
+    @contextmanager
+    def without_descriptors():
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 8, hard))
+        opened = []
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                opened.extend(os.open(os.devnull, os.O_RDONLY) for _ in itertools.count())
+            yield
+        finally:
+            for descriptor in opened:
+                os.close(descriptor)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    return without_descriptors

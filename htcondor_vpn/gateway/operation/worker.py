@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import mmap
+import os
 import signal
 import socket
 import time
@@ -83,6 +84,7 @@ class _Parent:
     def __init__(self, gateway: Gateway, channel: Channel) -> None:
         self._gateway = gateway
         self._channel = AsyncChannel(channel, self._hear, self._gone, _MAX_WAITING)
+        self._memory = OwnMemory()
 
     def _gone(self) -> None:
         """The parent is gone, and we go."""
@@ -117,7 +119,7 @@ class _Parent:
         flows = self._gateway.roster.flows
         self.say({
             "flows": len(flows), "instance": flows.instance, "forgotten": flows.forgotten,
-            "cpu_seconds": time.process_time(), "memory_bytes": _memory_bytes(),
+            "cpu_seconds": time.process_time(), "memory_bytes": self._memory.bytes(),
         })  # fmt: skip
         sums = flows.sums()
         for batch in batches(sums):
@@ -144,10 +146,20 @@ class _Parent:
         self._channel.flush(REPORT_SECONDS)
 
 
-def _memory_bytes() -> int:
-    """What of this process' memory is in RAM and its own (proc(5), statm), in part shared with its parent."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * mmap.PAGESIZE
+class OwnMemory:
+    """What of this process' memory is in RAM (proc(5), statm), in part shared with its parent.
+
+    The file stays open: a report must not fail for want of a descriptor, or its process counts as stuck.
+    """
+
+    def __init__(self) -> None:
+        self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+
+    def bytes(self) -> int:
+        return int(os.pread(self._statm, 256, 0).split()[1]) * mmap.PAGESIZE
+
+    def close(self) -> None:
+        os.close(self._statm)
 
 
 def batches(items: Iterable[Any], max_bytes: int = MAX_BYTES - 1024) -> Iterator[list[Any]]:

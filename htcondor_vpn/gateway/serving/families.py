@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import socket
 import struct
 import time
@@ -16,10 +18,13 @@ from htcondor_vpn.special_addresses import Address
 _FAR_AWAY = {"ipv4": (socket.AF_INET, "198.41.0.4"), "ipv6": (socket.AF_INET6, "2001:503:ba3e::2:30")}
 _FRESH_SECONDS = 5.0
 _UP, _REJECT = 0x1, 0x200  # RTF_UP and RTF_REJECT of linux/route.h
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+log = logging.getLogger(__name__)
 
 
 class Families:
-    """Answers from a look at the routes that is at most five seconds old."""
+    """Answers from a look at the routes that is at most five seconds old, or the last that there was room for."""
 
     def __init__(self, allowed: PublicPolicy) -> None:
         self._policy = allowed
@@ -29,9 +34,12 @@ class Families:
     def routed(self) -> list[str]:
         """Returns "ipv4", "ipv6", or both: with a default route, or a route to a network that pilots may reach."""
         if time.monotonic() - self._looked >= _FRESH_SECONDS:
-            left = [name for name in _FAR_AWAY if self._policy.leaves(int(name[-1]))]
-            self._families = [name for name in left if self._has_default(name) or self._has_route(name)]
             self._looked = time.monotonic()
+            left = [name for name in _FAR_AWAY if self._policy.leaves(int(name[-1]))]
+            try:
+                self._families = [name for name in left if self._has_default(name) or self._has_route(name)]
+            except OSError as error:  # that this process has no descriptors left says nothing of the routes
+                log.warning("the routes could not be looked at: %s", error.strerror)
         return self._families
 
     @staticmethod
@@ -40,7 +48,9 @@ class Families:
         try:
             with socket.socket(family, socket.SOCK_DGRAM) as probe:
                 probe.connect((address, 53))
-        except OSError:
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                raise
             return False
         return True
 

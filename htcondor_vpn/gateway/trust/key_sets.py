@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Mapping
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -130,6 +131,8 @@ class FetchedKeys:
         except HTTPError as error:
             error.close()
             raise ValueError(f"{url} is answered with {error.code}") from None
+        except HTTPException as error:  # it is no OSError: no HTTP, an answer that is cut off, or no URL at all
+            raise ValueError(f"{url} is not fetched: {type(error).__name__} {error}") from error
         if len(data) > _MAX_BYTES:
             raise ValueError(f"{url} has more than {_MAX_BYTES} bytes")
         return data

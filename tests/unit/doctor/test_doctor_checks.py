@@ -7,6 +7,7 @@ import socket
 import ssl
 import subprocess
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -263,6 +264,14 @@ class TestShared:
         found = shared.visibility(tmp_path, 0, mounts(kind, options))
         assert (found.outcome.value, said in found.said) == (outcome, True), found.said
         assert [path.name for path in tmp_path.iterdir()] == ["mounts"]
+
+    @pytest.mark.parametrize("name", [b"m\xc3\xbcller", b"no text \xff", b"a blank"])
+    def test_a_mount_of_any_name(self, tmp_path, name):
+        point = os.fsencode(tmp_path) + b"/" + name
+        mounts = tmp_path / "mounts"
+        written = point.replace(b" ", rb"\040")
+        mounts.write_bytes(b"none / ext4 rw 0 0\nserver:/x " + written + b" nfs4 rw,vers=4.2 0 0\n")
+        assert shared.file_system(Path(os.fsdecode(point)), mounts) == ("nfs4", "rw,vers=4.2")
 
     def test_a_folder_that_cannot_be_written(self, tmp_path, mounts):
         assert shared.visibility(tmp_path / "missing", 0, mounts("nfs4")).outcome is Outcome.BAD

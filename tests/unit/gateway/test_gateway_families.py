@@ -84,3 +84,18 @@ def test_a_look_is_kept_for_a_while(monkeypatch):
     for _ in range(10):
         assert asked.routed() == ["ipv4", "ipv6"]
     assert looks == ["ipv4", "ipv6"]
+
+
+def test_what_was_routed_still_is_while_there_are_no_descriptors(monkeypatch, without_descriptors):
+    """A gateway that is busy for a moment is not one without a network, which pilots would leave."""
+    monkeypatch.setattr(families, "_FRESH_SECONDS", 0.0)
+    asked = Families(PublicPolicy())
+    before = asked.routed()
+    with without_descriptors():
+        assert asked.routed() == before
+    monkeypatch.setattr(Families, "_has_default", staticmethod(lambda name: True))
+    assert (both := asked.routed()) == ["ipv4", "ipv6"]
+    monkeypatch.undo()
+    monkeypatch.setattr(families, "_FRESH_SECONDS", 0.0)
+    with without_descriptors():
+        assert asked.routed() == both

@@ -20,6 +20,7 @@ from htcondor_vpn.gateway.trust.key_sets import FetchedKeys, metadata_urls
 from htcondor_vpn.gateway.trust.scitoken import SciTokenIssuer
 
 DEADLINE_SECONDS = 30
+NO_HTTP = b"220 mail.example ESMTP\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,9 @@ def web(authority, tmp_path):
         def do_GET(self):
             served.asked.append(self.path)
             page = served.pages.get(self.path, 404)
-            if isinstance(page, int):
+            if page == NO_HTTP:
+                self.wfile.write(page)
+            elif isinstance(page, int):
                 self.send_response(page)
                 self.send_header("Location", f"{served.url}/elsewhere")
                 self.end_headers()
@@ -157,8 +160,11 @@ def test_keys_that_were_good_stay_so_for_a_while(web, trusting, monkeypatch):
 
 @pytest.mark.parametrize(
     "spoil",
-    ["other issuer", "plain http", "file", "endless", "redirect", "no json", "deep", "no keys", "untrusted", "nothing"],
-)
+    [
+        "other issuer", "plain http", "file", "endless", "redirect", "no json", "deep", "no keys", "untrusted",
+        "nothing", "no http", "no url",
+    ],
+)  # fmt: skip
 def test_keys_that_are_not_fetched(web, trusting, spoil, caplog):
     issuer = TokenIssuer(f"{web.url}/vo")
     publish(web, issuer)
@@ -174,6 +180,10 @@ def test_keys_that_are_not_fetched(web, trusting, spoil, caplog):
     elif spoil == "redirect":
         web.pages["/elsewhere"] = web.pages["/keys"]
         web.pages["/keys"] = 302
+    elif spoil == "no http":
+        web.pages["/keys"] = NO_HTTP
+    elif spoil == "no url":
+        publish(web, issuer, jwks_uri=f"{web.url}x/keys")
     elif spoil == "untrusted":
         trusting = ssl.create_default_context()
     else:
@@ -187,6 +197,19 @@ def test_keys_that_are_not_fetched(web, trusting, spoil, caplog):
         with pytest.raises(VpnError, match="could not be fetched yet"):
             keys.key("rsa")
     assert "/elsewhere" not in web.asked
+
+
+def test_a_web_server_that_speaks_something_else_for_a_while(web, trusting, monkeypatch):
+    """As one that is being restarted, behind a load balancer: the keys are asked for again."""
+    monkeypatch.setattr("htcondor_vpn.gateway.trust.key_sets._RETRY_SECONDS", 0.05)
+    issuer = TokenIssuer(f"{web.url}/vo")
+    publish(web, issuer)
+    pages, web.pages = web.pages, dict.fromkeys(web.pages, NO_HTTP)
+    with FetchedKeys(issuer.url, trusting) as keys:
+        keys.refresh()
+        assert web.came.wait(DEADLINE_SECONDS)
+        web.pages = pages
+        assert eventually(lambda: keys.key("rsa"))
 
 
 def test_where_metadata_is_looked_for():

@@ -1,9 +1,14 @@
 """Where the kernel lets pilots go, for a gateway that is root: the same as a gateway of ours does."""
 
+import resource
 from ipaddress import ip_address, ip_network
+
+import pytest
 
 from htcondor_vpn.addresses import OCSERV_V4, OCSERV_V6, PILOT_V4, PILOT_V6, WIREGUARD_V4, WIREGUARD_V6
 from htcondor_vpn.denied_destinations import denied_destinations
+from htcondor_vpn.errors import GatewayFolderError
+from htcondor_vpn.gateway import kernel_nat
 from htcondor_vpn.gateway.kernel_nat import Pilots, own_name_servers, rules
 
 
@@ -53,3 +58,20 @@ def test_name_servers_that_pilots_cannot_reach_are_not_told(tmp_path):
         "nameserver 2001:db8::53\nsearch example.org\n"
     )
     assert own_name_servers(tmp_path / "resolv.conf") == [ip_address("192.0.2.53"), ip_address("2001:db8::53")]
+
+
+def test_a_full_disk_leaves_no_half_of_what_was_before(monkeypatch, tmp_path):
+    setting = tmp_path / "ip_forward"
+    setting.write_text("0")
+    monkeypatch.setattr(kernel_nat, "_FORWARDING", [setting])
+    monkeypatch.setattr(kernel_nat, "_BEFORE", tmp_path / "before")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises((OSError, GatewayFolderError)):
+            kernel_nat._forwarding_before()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert kernel_nat._forwarding_before() == {setting: "0"}
+    setting.write_text("1")
+    assert kernel_nat._forwarding_before() == {setting: "0"}

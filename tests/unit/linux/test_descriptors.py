@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import resource
 
 import pytest
 
@@ -35,16 +34,7 @@ def test_it_counts_anew_after_a_while(clock: list[float]) -> None:
     assert not DescriptorBudget(2).take(25)
 
 
-def test_none_is_left_even_to_count_them() -> None:
+def test_none_is_left_even_to_count_them(without_descriptors) -> None:  # type: ignore[no-untyped-def]
     """Who asks then is told so: an error would leave what it asked for without an answer."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 8, hard))
-    opened: list[int] = []
-    try:
-        with pytest.raises(OSError, match="Too many open files"):
-            opened.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(hard))
+    with without_descriptors():
         assert not DescriptorBudget(2).take(0)
-    finally:
-        for descriptor in opened:
-            os.close(descriptor)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
