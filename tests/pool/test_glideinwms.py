@@ -28,11 +28,6 @@ END_SECONDS = 40
 WEB = str(plan.WORLD["http"].v4)
 
 
-@pytest.fixture(scope="module")
-def suite():
-    return "trixie"
-
-
 @pytest.fixture
 def start_folder(pool, tmp_path):
     """Where the batch system starts the glidein, with the pool's credential."""
@@ -90,7 +85,8 @@ def must_run_a_job_and_end(site, pool, process, start_folder, log, mode):
         )  # fmt: skip
     except TimeoutError:
         logs = (log, *start_folder.glob("glide_*/log/*Log"), pool.instance.folder / "log/CollectorLog")
-        pytest.fail("\n".join(f"--- {path}\n{path.read_text(errors='replace')}" for path in logs))
+        texts = [f"--- {path}\n{path.read_text(errors='replace')}" for path in logs]
+        pytest.fail("\n".join([*texts, *(f"--- a slot\n{ad}" for ad in pool.slots())]))
     assert slot["GLIDEIN_VPN_Mode"] == mode
     lines = f"#!/bin/sh\ncurl -sS {url(f'/bytes/{BYTES}')} | wc -c\n"
     cluster = pool.submit({"executable": "job.sh"}, {"job.sh": lines})

@@ -99,7 +99,7 @@ def test_a_job_in_a_glidein_with_the_module(site, pool, stage, glidein, tmp_path
     except TimeoutError:
         pytest.fail((tmp_path / "log").read_text())
     assert ad["GLIDEIN_VPN_Mode"] == "module"
-    assert ad["GLIDEIN_VPN_Engine"] == "proxy"
+    assert ad.eval("GLIDEIN_VPN_Engine") == "proxy"
     cluster = pool.submit({"executable": "job.sh"}, {"job.sh": JOB})
     job = pool.wait_for_history(cluster)
     assert job["ExitCode"] == 0, pool.file(cluster, "err.0")
