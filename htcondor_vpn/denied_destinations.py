@@ -28,20 +28,6 @@ class DeniedDestination(NamedTuple):
         return f"{self.network} port {first}" + (f"-{last}" if last > first else "")
 
 
-def denied_destinations(text: str) -> tuple[DeniedDestination, ...]:
-    """The parser of the knob's text: entries separated by commas."""
-    found: list[DeniedDestination] = []
-    for entry in filter(None, map(str.strip, text.split(","))):
-        try:
-            denied = _parse(entry)
-        except ValueError as error:
-            raise ValueError(f"has an entry {entry!r} that {error}") from None
-        if denied in found:
-            raise ValueError(f"has the entry {entry!r} twice")
-        found.append(denied)
-    return tuple(found)
-
-
 def _parse(entry: str) -> DeniedDestination:
     first, *words = entry.split()
     network = is_a.network(first)
@@ -50,3 +36,7 @@ def _parse(entry: str) -> DeniedDestination:
     if words[0] != "port" or len(words) != 2:
         raise ValueError("is not NETWORK or NETWORK port N[-M]")
     return DeniedDestination(network, parse_ports(words[1:]))
+
+
+#: The parser of the knob's text: a tuple of what it denies, from entries separated by commas.
+denied_destinations: is_a.Parser = is_a.list_of(_parse, ",")

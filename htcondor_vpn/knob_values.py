@@ -70,14 +70,12 @@ def choice(*words: str) -> Parser:
     return parse
 
 
-def list_of(parse: Parser) -> Parser:
-    """Values separated by commas or white space, each once: a tuple in their order."""
+def list_of(parse: Parser, separators: str = r"[,\s]+") -> Parser:
+    """Values between `separators` (by default commas or white space), each once: a tuple in their order."""
 
     def parse_all(text: str) -> tuple[Any, ...]:
         found = []
-        for word in re.split(r"[,\s]+", text):
-            if not word:
-                continue
+        for word in filter(None, map(str.strip, re.split(separators, text))):
             try:
                 value = parse(word)
             except ValueError as error:

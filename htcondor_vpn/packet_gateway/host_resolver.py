@@ -11,6 +11,7 @@ import socket
 from collections.abc import Iterable
 
 from htcondor_vpn.gateway.serving.resolver import Resolver
+from htcondor_vpn.linux.acceptor import Acceptor
 from htcondor_vpn.special_addresses import Address
 from htcondor_vpn.tunnel.catching.dns import DnsResponder
 
@@ -24,13 +25,13 @@ class HostResolver:
     def __init__(self, addresses: Iterable[Address]) -> None:
         self._responder = DnsResponder(Resolver().answer)
         self._sockets: list[socket.socket] = []
-        loop = asyncio.get_running_loop()
+        self._acceptors: list[Acceptor] = []
         try:
             for address in addresses:
                 datagrams, streams = self._bound(address, socket.SOCK_DGRAM), self._bound(address, socket.SOCK_STREAM)
                 streams.listen(_BACKLOG)
                 self._responder.serve_datagrams(datagrams)
-                loop.add_reader(streams, self._accept, streams)
+                self._acceptors.append(Acceptor(streams, self._responder.serve_stream))
         except BaseException:
             self.close()
             raise
@@ -43,16 +44,10 @@ class HostResolver:
         sock.bind((str(address), _PORT))
         return sock
 
-    def _accept(self, listener: socket.socket) -> None:
-        try:
-            sock, _ = listener.accept()
-        except OSError:
-            return  # who asked has given up
-        sock.setblocking(False)
-        self._responder.serve_stream(sock)
-
     def close(self) -> None:
         """Answers no more."""
+        for acceptor in self._acceptors:
+            acceptor.close()
         for sock in self._sockets:
             asyncio.get_running_loop().remove_reader(sock)
             sock.close()

@@ -17,6 +17,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from htcondor_vpn.errors import VpnError
+from htcondor_vpn.linux.acceptor import Acceptor
 from htcondor_vpn.linux.datagrams import DatagramSockets
 from htcondor_vpn.tunnel.bandwidth import measure
 from htcondor_vpn.tunnel.carrier import FlowRefused
@@ -35,8 +36,6 @@ from htcondor_vpn.tunnel.workers.own_flows import sum_of
 from htcondor_vpn.tunnel.workers.workers import Workers
 from htcondor_vpn.wire.tls import reset
 
-_ACCEPTS_AT_ONCE = 64
-_ACCEPT_PAUSE_SECONDS = 0.1
 _FINISH_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
@@ -69,7 +68,7 @@ class StreamEngine:
         self._measurements: set[asyncio.Task[None]] = set()
         self._tell: Callable[[EngineReport], None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._listeners: list[socket.socket] = []
+        self._acceptors: list[Acceptor] = []
         self._workers = Workers() if workers is None else workers
         self._datagrams = DatagramCarrier(self._routes.open_datagrams, shared_by, most_associations)
         self._holder = Holder(self._routes.open_flow, shared_by)
@@ -87,9 +86,9 @@ class StreamEngine:
         for sock in sockets.dns_datagrams:
             dns.serve_datagrams(sock)
         for sock in sockets.dns_streams:
-            self._accept_from(sock, dns.serve_stream)
+            self._acceptors.append(Acceptor(sock, dns.serve_stream))
         for sock in sockets.flows:
-            self._accept_from(sock, self._caught)
+            self._acceptors.append(Acceptor(sock, self._caught))
         for sock in sockets.queues:
             self._holder.serve(sock)
         for sock in sockets.echoes:
@@ -98,8 +97,8 @@ class StreamEngine:
             self._datagrams.serve(DatagramSockets(*made))
 
     async def finish(self) -> None:
-        for listener in self._listeners:
-            asyncio.get_running_loop().remove_reader(listener)
+        for acceptor in self._acceptors:
+            acceptor.close()
         self._holder.finish()
         self._echoes.finish()
         delivering = asyncio.ensure_future(self._datagrams.finish())
@@ -160,31 +159,6 @@ class StreamEngine:
         )
 
     # Flows
-
-    def _accept_from(self, listener: socket.socket, take: Callable[[socket.socket], None]) -> None:
-        listener.setblocking(False)
-        self._listeners.append(listener)
-        self._watch(listener, take)
-
-    def _watch(self, listener: socket.socket, take: Callable[[socket.socket], None]) -> None:
-        asyncio.get_running_loop().add_reader(listener, self._accept, listener, take)
-
-    def _accept(self, listener: socket.socket, take: Callable[[socket.socket], None]) -> None:
-        for _ in range(_ACCEPTS_AT_ONCE):
-            try:
-                sock, _ = listener.accept()
-            except BlockingIOError:
-                return
-            except ConnectionError:
-                continue  # it was given up before we came to it
-            except OSError as error:  # no descriptors left: let some flows end first
-                log.error("connections wait: %s", error)
-                loop = asyncio.get_running_loop()
-                loop.remove_reader(listener)
-                loop.call_later(_ACCEPT_PAUSE_SECONDS, self._watch, listener, take)
-                return
-            sock.setblocking(False)
-            take(sock)
 
     def _caught(self, application: socket.socket) -> None:
         self._start(self._carry(application))

@@ -13,18 +13,17 @@ import ssl
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from ipaddress import ip_address
 
-from htcondor_vpn.addresses import ECHO_QUEUE, POLICY_MARK, may_send
+from htcondor_vpn.addresses import ECHO_QUEUE, may_send
 from htcondor_vpn.errors import VpnError
 from htcondor_vpn.linux.echoes import EchoRequest, parse_request, reply
 from htcondor_vpn.linux.nfqueue import Packet, PacketQueue
 from htcondor_vpn.tunnel.carrier import Address, FlowRefused
 from htcondor_vpn.tunnel.catching.fair_share import FairShare, SharedBy, by_link
 from htcondor_vpn.tunnel.catching.refusals import refusal_of
+from htcondor_vpn.tunnel.catching.waiting_packets import WaitingPackets
 
 #: How many requests may be unanswered, shared fairly by the links; the rest is dropped.
 _MAX_UNANSWERED = 128
-
-_AT_ONCE = 64
 
 log = logging.getLogger(__name__)
 
@@ -41,43 +40,22 @@ class EchoCarrier:
     def __init__(self, ask: Ask, shared_by: SharedBy = by_link) -> None:
         self._ask, self._shared_by = ask, shared_by
         self._share = FairShare(_MAX_UNANSWERED)
-        self._queues: list[PacketQueue] = []
+        self.waiting = WaitingPackets(parse_request, self._arrived)
         self._answers: dict[int, socket.socket] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def serve(self, sock: socket.socket, answers: Sequence[socket.socket]) -> None:
         """Starts to carry what comes to the queue of `sock`; replies go out by `answers`, one of each IP version."""
         self._answers = {6 if answer.family == socket.AF_INET6 else 4: answer for answer in answers}
-        queue = PacketQueue(sock, ECHO_QUEUE)
-        self._queues.append(queue)
-        asyncio.get_running_loop().add_reader(sock, self._readable, queue)
+        self.waiting.serve(sock, ECHO_QUEUE)
 
     def finish(self) -> None:
         """Takes no more requests, and gives up the unanswered ones."""
-        for queue in self._queues:
-            asyncio.get_running_loop().remove_reader(queue.socket)
+        self.waiting.finish()
         for task in self._tasks:
             task.cancel()
 
-    def _readable(self, queue: PacketQueue) -> None:
-        for _ in range(_AT_ONCE):
-            try:
-                packet = queue.receive()
-            except BlockingIOError:
-                return
-            if packet is not None:
-                self._arrived(queue, packet)
-
-    def _arrived(self, queue: PacketQueue, packet: Packet) -> None:
-        if packet.mark == POLICY_MARK:  # it will be refused, by a rule that it has not come to yet
-            queue.accept(packet.number)
-            return
-        try:
-            request = parse_request(packet.payload)
-        except ValueError as error:
-            log.debug("a packet on link %d is dropped: %s", packet.interface, error)
-            queue.drop(packet.number)
-            return
+    def _arrived(self, queue: PacketQueue, packet: Packet, request: EchoRequest) -> None:
         owner = self._shared_by(request.source, packet.interface)
         if not may_send(request.source, packet.interface) or not self._share.take(owner):
             queue.drop(packet.number)

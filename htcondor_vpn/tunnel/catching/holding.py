@@ -13,13 +13,14 @@ import ssl
 from collections.abc import Awaitable, Callable, Hashable
 from ipaddress import ip_address
 
-from htcondor_vpn.addresses import HOLD_QUEUE, POLICY_MARK, may_send
+from htcondor_vpn.addresses import HOLD_QUEUE, may_send
 from htcondor_vpn.errors import VpnError
 from htcondor_vpn.linux.descriptors import DescriptorBudget
-from htcondor_vpn.linux.nfqueue import Ends, PacketQueue, tcp_ends
+from htcondor_vpn.linux.nfqueue import Ends, Packet, PacketQueue, tcp_ends
 from htcondor_vpn.tunnel.carrier import Address, FarEnd, FlowRefused
 from htcondor_vpn.tunnel.catching.fair_share import FairShare, SharedBy, by_link
 from htcondor_vpn.tunnel.catching.refusals import refusal_of
+from htcondor_vpn.tunnel.catching.waiting_packets import WaitingPackets
 
 #: How long a flow waits for its connection. What comes between is the kernel's handshake with the application, by a
 #: job's link that may be slow; an application that gave up meanwhile never claims it.
@@ -27,8 +28,6 @@ _CLAIM_SECONDS = 30.0
 
 #: How many connects may be held, shared fairly by the links.
 _MAX_HELD = 2048
-
-_AT_ONCE = 64
 
 log = logging.getLogger(__name__)
 
@@ -47,21 +46,18 @@ class Holder:
 
     def __init__(self, open_flow: Open, shared_by: SharedBy = by_link) -> None:
         self._open_flow, self._shared_by = open_flow, shared_by
-        self._queues: list[PacketQueue] = []
+        self.waiting = WaitingPackets(tcp_ends, self._arrived)
         self._held: dict[Ends, _Held] = {}
         self._share = FairShare(_MAX_HELD)
         self._descriptors = DescriptorBudget(2)  # the flow's, and that of the connection that claims it
 
     def serve(self, sock: socket.socket) -> None:
         """Starts to hold what comes to the queue of `sock`."""
-        queue = PacketQueue(sock, HOLD_QUEUE)
-        self._queues.append(queue)
-        asyncio.get_running_loop().add_reader(sock, self._readable, queue)
+        self.waiting.serve(sock, HOLD_QUEUE)
 
     def finish(self) -> None:
         """Looks at no more SYNs: none of them is let go any more."""
-        for queue in self._queues:
-            asyncio.get_running_loop().remove_reader(queue.socket)
+        self.waiting.finish()
         for held in self._held.values():
             held.task.cancel()
 
@@ -73,31 +69,15 @@ class Holder:
             return None
         return held.claimed() if held is not None else None
 
-    def _readable(self, queue: PacketQueue) -> None:
-        for _ in range(_AT_ONCE):
-            try:
-                packet = queue.receive()
-            except BlockingIOError:
-                return
-            if packet is None:
-                continue
-            if packet.mark == POLICY_MARK:  # it will be refused, by a rule that it has not come to yet
-                queue.accept(packet.number)
-                continue
-            try:
-                ends = tcp_ends(packet.payload)
-            except ValueError as error:
-                log.debug("a packet on link %d is dropped: %s", packet.interface, error)
-                queue.drop(packet.number)
-                continue
-            owner = self._shared_by(ends[0][0], packet.interface)
-            if (held := self._held.get(ends)) is not None:
-                held.repeated(packet.number)
-            elif may_send(ends[0][0], packet.interface) and self._has_room(owner):
-                self._begin(queue, packet.number, owner, ends)
-            else:  # the application's kernel sends it again, in a second and later
-                log.debug("no room on link %d for a connect to %s port %d", packet.interface, *ends[1])
-                queue.drop(packet.number)
+    def _arrived(self, queue: PacketQueue, packet: Packet, ends: Ends) -> None:
+        owner = self._shared_by(ends[0][0], packet.interface)
+        if (held := self._held.get(ends)) is not None:
+            held.repeated(packet.number)
+        elif may_send(ends[0][0], packet.interface) and self._has_room(owner):
+            self._begin(queue, packet.number, owner, ends)
+        else:  # the application's kernel sends it again, in a second and later
+            log.debug("no room on link %d for a connect to %s port %d", packet.interface, *ends[1])
+            queue.drop(packet.number)
 
     def _has_room(self, owner: Hashable) -> bool:
         return self._descriptors.take(len(self._held)) and self._share.take(owner)

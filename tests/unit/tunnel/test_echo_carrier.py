@@ -7,30 +7,28 @@ import socket
 from typing import Any
 
 import pytest
+from waiting_queue import WaitingQueue, scenario, until
 
 from htcondor_vpn.addresses import FIRST_INDEX, job_link
 from htcondor_vpn.errors import GatewayUnreachable
 from htcondor_vpn.linux.echoes import EchoRequest
-from htcondor_vpn.linux.nfqueue import Packet
 from htcondor_vpn.tunnel.carrier import FlowRefused
-from htcondor_vpn.tunnel.catching import echoes
+from htcondor_vpn.tunnel.catching import echoes, waiting_packets
 from htcondor_vpn.tunnel.catching.echoes import EchoCarrier
 from htcondor_vpn.tunnel.catching.refusals import Refusal
 
 
-class Inside:
+class Inside(WaitingQueue):
     """Stands in for the queue: requests go in, verdicts and replies come out."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.verdicts: dict[int, Any] = {}
+        super().__init__()
         self.replies: list[bytes] = []
         self.asked: list[str] = []
         self.failure: Exception | None = None
         self.gate = asyncio.Event()
-        self.socket, self._other = socket.socketpair()
-        self._packets: list[Packet] = []
         self._requests: dict[bytes, EchoRequest] = {}
-        monkeypatch.setattr(echoes, "PacketQueue", lambda *_: self)
+        monkeypatch.setattr(waiting_packets, "PacketQueue", lambda *_: self)
         monkeypatch.setattr(echoes, "parse_request", lambda payload: self._requests[payload])
         monkeypatch.setattr(echoes, "reply", lambda sock, request, link, payload: self.replies.append(payload))
         self.carrier = EchoCarrier(self._ask)
@@ -44,44 +42,16 @@ class Inside:
         return payload + b" back"
 
     def request(self, source: str = "198.18.0.1", link: int = 1) -> int:
-        number = len(self._requests) + 1
-        key = number.to_bytes(4, "big")
-        self._requests[key] = EchoRequest(source, "203.0.113.20", 1, number, b"payload")
-        self._packets.append(Packet(number, link, key))
-        self.carrier._readable(self)  # type: ignore[arg-type]
+        number, payload = self.put(link)
+        self._requests[payload] = EchoRequest(source, "203.0.113.20", 1, number, b"payload")
+        self.carrier.waiting.read(self)  # type: ignore[arg-type]
         return number
-
-    def receive(self) -> Packet:
-        if not self._packets:
-            raise BlockingIOError
-        return self._packets.pop(0)
-
-    def accept(self, number: int, mark: int | None = None) -> None:
-        self.verdicts[number] = mark
-
-    def drop(self, number: int) -> None:
-        self.verdicts[number] = "dropped"
 
     def close(self) -> None:
         self.carrier.finish()
-        for sock in (self.socket, self._other, *self.carrier._answers.values()):
+        super().close()
+        for sock in self.carrier._answers.values():
             sock.close()
-
-
-def scenario(monkeypatch: pytest.MonkeyPatch, play: Any) -> None:
-    async def run() -> None:
-        inside = Inside(monkeypatch)
-        try:
-            await asyncio.wait_for(play(inside), 60)
-        finally:
-            inside.close()
-
-    asyncio.run(run())
-
-
-async def until(condition: Any) -> None:
-    while not condition():
-        await asyncio.sleep(0)
 
 
 def test_the_reply_is_what_came_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +64,7 @@ def test_the_reply_is_what_came_back(monkeypatch: pytest.MonkeyPatch) -> None:
         assert inside.replies == [b"payload back"]
         assert inside.verdicts == {number: "dropped"}
 
-    scenario(monkeypatch, play)
+    scenario(lambda: Inside(monkeypatch), play)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +87,7 @@ def test_without_an_answer_there_is_no_reply(monkeypatch: pytest.MonkeyPatch, fa
         assert inside.verdicts == {number: verdict}
         assert inside.replies == []
 
-    scenario(monkeypatch, play)
+    scenario(lambda: Inside(monkeypatch), play)
 
 
 def test_a_flood_and_a_forged_source_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,4 +102,4 @@ def test_a_flood_and_a_forged_source_are_dropped(monkeypatch: pytest.MonkeyPatch
         await asyncio.sleep(0)
         assert len(inside.asked) == 65
 
-    scenario(monkeypatch, play)
+    scenario(lambda: Inside(monkeypatch), play)

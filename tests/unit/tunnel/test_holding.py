@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from typing import Any
 
 import pytest
+from waiting_queue import WaitingQueue, scenario, until
 
 from htcondor_vpn.addresses import FIRST_INDEX, job_link
-from htcondor_vpn.linux.nfqueue import Packet
 from htcondor_vpn.tunnel.carrier import FlowRefused
-from htcondor_vpn.tunnel.catching import holding
+from htcondor_vpn.tunnel.catching import holding, waiting_packets
 from htcondor_vpn.tunnel.catching.holding import Holder
 from htcondor_vpn.tunnel.catching.refusals import Refusal
 
@@ -35,19 +34,15 @@ class Flow:
         self.aborted = True
 
 
-class Inside:
+class Inside(WaitingQueue):
     """Stands in for the queue: SYNs go in, verdicts come out."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.verdicts: dict[int, Any] = {}
+        super().__init__()
         self.opened: list[Flow] = []
         self.failure: Exception | None = None
         self.gate = asyncio.Event()
-        self.socket, self._bell = socket.socketpair()
-        self.socket.setblocking(False)
-        self._packets: list[Packet] = []
-        self._numbers = 0
-        monkeypatch.setattr(holding, "PacketQueue", lambda *_: self)
+        monkeypatch.setattr(waiting_packets, "PacketQueue", lambda *_: self)
         monkeypatch.setattr(holding, "tcp_ends", lambda payload: self._ends[payload])
         self._ends: dict[bytes, Any] = {}
         self.holder = Holder(self._open)
@@ -63,48 +58,14 @@ class Inside:
 
     def syn(self, source: Any = SOURCE, link: int = LOOPBACK) -> int:
         """Has a SYN arrive, and returns its number."""
-        self._numbers += 1
-        payload = self._numbers.to_bytes(4, "big")
+        number, payload = self.put(link)
         self._ends[payload] = source, FAR
-        self._packets.append(Packet(self._numbers, link, payload))
-        self.holder._readable(self)  # type: ignore[arg-type]
-        return self._numbers
-
-    def receive(self) -> Packet:
-        if not self._packets:
-            raise BlockingIOError
-        return self._packets.pop(0)
-
-    def accept(self, number: int, mark: int | None = None) -> None:
-        assert number not in self.verdicts
-        self.verdicts[number] = mark or "accepted"
-
-    def drop(self, number: int) -> None:
-        assert number not in self.verdicts
-        self.verdicts[number] = "dropped"
+        self.holder.waiting.read(self)  # type: ignore[arg-type]
+        return number
 
     def close(self) -> None:
-        asyncio.get_running_loop().remove_reader(self.socket)
-        self.socket.close()
-        self._bell.close()
-
-
-def scenario(monkeypatch: pytest.MonkeyPatch, play: Any) -> None:
-    async def run() -> None:
-        inside = Inside(monkeypatch)
-        try:
-            await asyncio.wait_for(play(inside), 60)
-        finally:
-            inside.holder.finish()
-            await asyncio.sleep(0)
-            inside.close()
-
-    asyncio.run(run())
-
-
-async def until(condition: Any) -> None:
-    while not condition():
-        await asyncio.sleep(0)
+        self.holder.finish()
+        super().close()
 
 
 def test_it_is_let_go_when_the_flow_is_open_and_claims_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +85,7 @@ def test_it_is_let_go_when_the_flow_is_open_and_claims_it(monkeypatch: pytest.Mo
         inside.syn()  # the same ends anew
         await until(lambda: len(inside.opened) == 2)
 
-    scenario(monkeypatch, play)
+    scenario(lambda: Inside(monkeypatch), play)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +101,7 @@ def test_it_is_refused_as_the_flow_was(monkeypatch: pytest.MonkeyPatch, reason: 
         assert inside.verdicts == {number: verdict}
         await until(lambda: not inside.holder._held)
 
-    scenario(monkeypatch, play)
+    scenario(lambda: Inside(monkeypatch), play)
 
 
 def test_of_several_syns_the_last_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +114,7 @@ def test_of_several_syns_the_last_one_counts(monkeypatch: pytest.MonkeyPatch) ->
         assert inside.verdicts == {first: "dropped", second: "accepted", third: "accepted"}
         assert len(inside.opened) == 1
 
-    scenario(monkeypatch, play)
+    scenario(lambda: Inside(monkeypatch), play)
 
 
 def test_a_flow_that_nobody_claims_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +128,7 @@ def test_a_flow_that_nobody_claims_is_closed(monkeypatch: pytest.MonkeyPatch) ->
             await asyncio.sleep(0.01)
         assert inside.opened[0].aborted
 
-    scenario(monkeypatch, play)
+    scenario(lambda: Inside(monkeypatch), play)
 
 
 def test_at_the_end_nothing_is_let_go_and_all_flows_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +144,7 @@ def test_at_the_end_nothing_is_let_go_and_all_flows_are_closed(monkeypatch: pyte
         assert inside.opened[0].aborted
         assert inside.verdicts[number] == "dropped"
 
-    scenario(monkeypatch, play)
+    scenario(lambda: Inside(monkeypatch), play)
 
 
 def test_a_flood_by_one_job_leaves_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +163,7 @@ def test_a_flood_by_one_job_leaves_room_for_others(monkeypatch: pytest.MonkeyPat
         inside.syn()
         assert len(inside.holder._held) == 8
 
-    scenario(monkeypatch, play)
+    scenario(lambda: Inside(monkeypatch), play)
 
 
 def test_a_forged_source_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,4 +171,4 @@ def test_a_forged_source_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
         number = inside.syn((str(job_link(1).job_v4), 1000), FIRST_INDEX)
         assert inside.verdicts == {number: "dropped"}
 
-    scenario(monkeypatch, play)
+    scenario(lambda: Inside(monkeypatch), play)
