@@ -74,8 +74,10 @@ NUM_SLOTS_TYPE_1 = 1
 SLOT_TYPE_1 = 100%
 SLOT_TYPE_1_PARTITIONABLE = true
 START = true
-# When the pilot has to end, its jobs may go on for so long.
+# When the pilot has to end, its jobs may go on for so long. How long they may take to be evicted comes off that: by
+# default it is ten minutes, and nothing was left.
 MAXJOBRETIREMENTTIME = {retire}
+MachineMaxVacateTime = {vacate}
 SHUTDOWN_GRACEFUL_TIMEOUT = {graceful}
 MASTER_UPDATE_INTERVAL = 30
 {end}
@@ -184,7 +186,8 @@ def _config(wanted: Wanted, folder: Path, release: Release, name: str) -> str:
         release=release.folder, lib=release.lib, libexec=release.libexec, folder=folder, name=name,
         host=wanted.pool.rpartition(":")[0] or wanted.pool, pool=wanted.pool, hostname=socket.gethostname(),
         resources="\n".join(resources),
-        retire=max(0, wanted.lead_seconds - _EVICTION_SECONDS), graceful=graceful, end=end,
+        retire=max(0, wanted.lead_seconds - _EVICTION_SECONDS), vacate=_EVICTION_SECONDS // 2, graceful=graceful,
+        end=end,
     )  # fmt: skip
 
 

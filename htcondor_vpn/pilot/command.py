@@ -69,7 +69,8 @@ def start_command(
         if number == errno.ENOENT or (number == errno.EACCES and _is_nowhere(argv[0], environment)):
             name = argv[0] or "an empty name"
             raise CommandNotFound(f"{name} was not found", "check the path, and the interpreter in its first line")
-        raise CommandNotExecutable(f"{argv[0]} cannot be executed: {os.strerror(number)}", "check its permissions")
+        remedy = "begin a script with `#!/bin/sh`" if number == errno.ENOEXEC else "check its permissions"
+        raise CommandNotExecutable(f"{argv[0]} cannot be executed: {os.strerror(number)}", remedy)
     return Command(pid, os.pidfd_open(pid))
 
 

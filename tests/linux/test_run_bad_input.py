@@ -163,6 +163,8 @@ def test_command_not_found(refused):
 def test_command_not_executable(refused, tmp_path):
     (tmp_path / "data").write_text("data")
     assert "Permission denied" in refused(126, command=[str(tmp_path / "data")])
+    (tmp_path / "data").chmod(0o755)
+    assert "begin a script with `#!/bin/sh`" in refused(126, command=[str(tmp_path / "data")])
 
 
 def test_no_nft(site, refused):

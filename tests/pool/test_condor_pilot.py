@@ -82,6 +82,19 @@ def test_a_job_runs_and_the_batch_systems_warning_ends_the_pilot_in_order(site, 
     pool.remove(cluster)
 
 
+def test_a_job_may_go_on_for_most_of_the_lead(site, pool, gateway, tmp_path):
+    argv = pilot_argv(pool, gateway, tmp_path, "lets-end", pool.instance.prefix, "--lead", "300")
+    batch = BatchSystem(site.node, tmp_path, script(Batch.SLURM, BatchJob("pilot", argv, 600, 300, cpus=2)))
+    wait_for_slot(pool, "lets-end")
+    here = {"requirements": 'regexp("@lets-end@", TARGET.Name)'}
+    cluster = pool.submit({"executable": "job.sh", **here}, {"job.sh": "#!/bin/sh\nsleep 10\nexit 7\n"})
+    pool.wait_for_event(cluster, EXECUTING)
+    batch.warn()
+    ad = pool.wait_for_history(cluster, 240)
+    assert (ad["ExitCode"], ad["NumJobStarts"]) == (7, 1)
+    assert batch.process.wait(300) == 0, batch.log.read_text()
+
+
 def test_killed_at_the_end_nothing_runs_on(site, pool, gateway, tmp_path):
     before = set(site.processes())
     argv = pilot_argv(pool, gateway, tmp_path, "killed", pool.instance.prefix)
