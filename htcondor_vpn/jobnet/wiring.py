@@ -23,6 +23,7 @@ from htcondor_vpn.addresses import FIRST_INDEX, INSIDE_JOB, JOB_LINK, PILOT_V4, 
 from htcondor_vpn.jobnet.policy.decision import Decision
 from htcondor_vpn.jobnet.sharing.shaper import Note, Shaper
 from htcondor_vpn.linux import links
+from htcondor_vpn.linux.congestion import pace_nothing
 from htcondor_vpn.linux.echoes import allow_echoes
 from htcondor_vpn.linux.namespaces import CLONE_NEWNET, setns
 from htcondor_vpn.linux.netlink import Netlink, NetlinkError, Request
@@ -56,7 +57,7 @@ class Wiring:
 
     The rates are what all jobs may use together, 0 if that is not known; `mtu` is that of a job's link, bytes. Where
     the jobs' connections `end_here`, on this host, segments without a limit are as large as the kernel has them: what
-    a packet costs on its way through rules and routes it then costs once for 512 KB, not for 64.
+    a packet costs on its way through rules and routes it then costs once for 512 KB, not for 64. Nor are they paced.
     """
 
     def __init__(self, up_mbps: float = 0.0, down_mbps: float = 0.0, *, mtu: int, end_here: bool) -> None:
@@ -91,6 +92,8 @@ class Wiring:
             self._netlink.do(self._our_end(number, namespace, decision, addressed))
             with self.inside(namespace), Netlink() as inside:
                 allow_echoes()
+                if self._end_here:
+                    pace_nothing()
                 inside.do(_job_end(number, families, besides))
         except OSError:
             self.discard(number)

@@ -40,6 +40,12 @@ def test_job_has_a_network_of_its_own_and_no_capability(pilot: Pilot) -> None:
     assert namespace != os.readlink("/proc/self/ns/net")
 
 
+def test_job_paces_nothing_on_the_way_to_the_engine(pilot: Pilot) -> None:
+    """Whatever congestion control the host has, which each new namespace gets."""
+    told = pilot.run_job("/bin/cat", "/proc/sys/net/ipv4/tcp_congestion_control")
+    assert told["out"].strip() in ("cubic", "reno")
+
+
 def test_job_reaches_the_resolver_and_both_families(pilot: Pilot) -> None:
     for address in ("198.18.0.1", "fd68:7463:6f6e::1"):
         told = pilot.run_job(*CLIENT, "get", "100000", address)

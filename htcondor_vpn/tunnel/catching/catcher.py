@@ -30,6 +30,7 @@ from htcondor_vpn.addresses import (
 )
 from htcondor_vpn.errors import CatcherUnavailable
 from htcondor_vpn.linux import links
+from htcondor_vpn.linux.congestion import pace_nothing
 from htcondor_vpn.linux.datagrams import make_icmp_socket, make_room, make_sockets
 from htcondor_vpn.linux.echoes import allow_echoes
 from htcondor_vpn.linux.namespaces import capabilities_to_programs
@@ -115,7 +116,7 @@ def catch(nft: str, families: Iterable[str], udp: bool, holding: str, besides: I
     whether connects wait for the far side's answer ("on", "off", "auto"). Raises OSError or `CatcherUnavailable`.
     """
     _forward_nothing()
-    _pace_nothing()
+    pace_nothing()
     _send_large_segments()
     _answer_everyone()
     _route_to_loopback(set(families), besides)
@@ -154,14 +155,6 @@ def _forward_nothing() -> None:
         path = Path("/proc/sys/net", name)
         if path.exists():  # a kernel without IPv6 forwards none
             path.write_text("0")
-
-
-def _pace_nothing() -> None:
-    """What is sent here goes to the engine on this host, or from it: a host's bbr would only spend time on timers."""
-    path = Path("/proc/sys/net/ipv4/tcp_congestion_control")
-    with suppress(OSError):  # as fast as the host would have it, then
-        if path.read_text().strip() not in ("cubic", "reno"):
-            path.write_text("reno")
 
 
 def _send_large_segments() -> None:
