@@ -20,8 +20,9 @@ _MAX_MESSAGE = 65535
 _AT_ONCE = 128
 
 #: How many questions by datagram may be unanswered, and how many streams open, shared fairly by who asks (an address:
-#: a job's, or the pilot's). What is too much is dropped, or ended: it is asked again.
-_MAX_PENDING = 1024
+#: a job's, or the pilot's). What is too much is dropped, or ended: it is asked again, after five seconds. Half of them
+#: are what hundreds of programs ask together when a pilot starts.
+_MAX_PENDING = 2048
 _MAX_STREAMS = 512
 
 #: How many datagrams are taken in one turn of the loop: who floods the resolver delays nothing else.

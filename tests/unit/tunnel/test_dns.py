@@ -182,6 +182,23 @@ def test_who_floods_the_resolver_leaves_room_for_others(monkeypatch):
     asyncio.run(asyncio.wait_for(body(), 60))
 
 
+def test_hundreds_of_names_at_once_wait_for_a_gateway_that_is_held_up():
+    """IPv4 and IPv6 of 300; one that was dropped would be asked again after five seconds."""
+
+    async def body():
+        responder = DnsResponder(_never)
+        with _bound_to("127.0.0.1") as theirs, _bound_to("127.0.0.2") as ours:
+            responder.serve_datagrams(theirs)
+            for sent in range(50, 601, 50):
+                for _ in range(50):
+                    ours.sendto(bytes(12), theirs.getsockname())
+                while len(responder._tasks) < sent:
+                    await asyncio.sleep(0)
+            asyncio.get_running_loop().remove_reader(theirs)
+
+    asyncio.run(asyncio.wait_for(body(), 30))
+
+
 def test_who_opens_streams_without_end_leaves_room_for_others(monkeypatch):
     """So the engine keeps descriptors for flows, too."""
     monkeypatch.setattr(resolver, "_MAX_STREAMS", 8)
