@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from glidein_side import SCRIPTS, served
+from glidein_side import HERE, SCRIPTS, served
 from glidein_side.factory_stage import FactoryStage
 
+from htcondor_vpn.glidein.factory.entry import render
+from htcondor_vpn.glidein.factory.site import read_site
 from htcondor_vpn.testbed import plan
 from htcondor_vpn.testbed.condor_folder import wait_until
 from htcondor_vpn.testbed.pool import WAIT_SECONDS
@@ -140,3 +143,39 @@ def test_the_module(site, services, pool, bundle, start, start_folder, tmp_path)
         with served(site.world, stage.folder, WEB) as address:
             process = start(stage, address, "-proxy", squid.endpoint)
             must_run_a_job_and_end(site, pool, process, start_folder, tmp_path / "log", "module")
+
+
+@pytest.mark.parametrize("way", ["wrap", "module"])
+def test_a_factory_takes_the_entry_that_is_written_for_it(pool, tmp_path, way):
+    """Its code reads the XML and writes the submit file, of which condor_submit makes a job."""
+    lines = (
+        "ENTRY = HPC", "GATEKEEPER = login.example.org", "SITE = Example", f"FOLDER = {tmp_path}", f"WAY = {way}",
+        "PROXY_URL = http://proxy.example.org:3128",
+    )  # fmt: skip
+    (tmp_path / "site").write_text("\n".join(lines) + "\n")
+    needed = "htcondor-vpn.bundle", "htcondor-vpn.conf", "pilot.token", "pool.token", "proxy"
+    for name in ("htvpn-launch", "glidein_startup.sh", *needed):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o700)
+    (tmp_path / "entry").write_text(render(read_site(tmp_path / "site")))
+    (tmp_path / "factory").mkdir()
+    argv = [sys.executable, str(HERE / "factory_submits.py"), CHECKOUT, str(tmp_path / "entry")]
+    subprocess.run([*argv, str(tmp_path / "factory")], check=True, timeout=60)
+    submit = (tmp_path / "factory/HPC.condor").read_text()
+    told = dict.fromkeys(re.findall(r"\$ENV\((\w+)", submit), "1")
+    told |= {"IDTOKENS_FILE": str(tmp_path / "pool.token"), "X509_USER_PROXY": str(tmp_path / "proxy")}
+    clean, *argv = pool.instance.command("condor_submit", "-dry-run", "ad", "factory/HPC.condor")
+    told = [f"{name}={value}" for name, value in told.items()]
+    pool.host.run([clean, argv[0], *told, *argv[1:]], cwd=tmp_path, check=True)
+    ad = dict(re.findall(r"(?m)^(\w+) ?= ?(.*)$", (tmp_path / "ad").read_text()))
+    secrets = {str(tmp_path / name) for name in ("pilot.token", "pool.token", "proxy")}
+    assert set(ad["EncryptInputFiles"].strip('"').split(",")) == secrets
+    files = set(ad["TransferInput"].strip('"').split(","))
+    if way == "wrap":
+        assert ad["Cmd"] == f'"{tmp_path / "htvpn-launch"}"'
+        more = {str(tmp_path / name) for name in ("htcondor-vpn.bundle", "htcondor-vpn.conf")}
+        assert {name if "/" in name else "" for name in files} == {*secrets, *more, ""}
+        assert "glidein_startup.sh" in files
+    else:
+        assert ad["Cmd"].endswith('glidein_startup.sh"')
+        assert files == secrets

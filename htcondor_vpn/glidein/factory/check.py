@@ -157,8 +157,12 @@ def _transferred(entry: Element, submit: list[Element], way: Way) -> Iterator[Fi
         if not any(word.startswith(variable.partition(":")[0]) for word in words):
             remedy = f"add {variable}: this list replaces the factory's own"
             yield Finding(element.line, "transfer_input_files has not the pool's credential", remedy)
+    crypted = [word.strip() for each in _named(submit, "encrypt_input_files") for word in each.get("value").split(",")]
     for word in words:
         yield from _file(element.line, word)
+        if word.endswith(".token") and word not in crypted:
+            remedy = f"add it to encrypt_input_files, with {POOL_TOKEN}: that list replaces the factory's own, too"
+            yield Finding(element.line, f"{word} is not encrypted on its way", remedy)
 
 
 def _file(line: int, word: str) -> Iterator[Finding]:

@@ -22,8 +22,16 @@ def transferred(site: FactorySite) -> list[str]:
     names = ("LAUNCHER", "BUNDLE", "KNOBS", "TOKEN") if site.way is Way.WRAP else ("TOKEN",)
     files = [site.files[name] for name in names if name in site.files and name != "LAUNCHER"]
     startup = ["glidein_startup.sh"] if site.way is Way.WRAP else []
-    proxy = [PROXY] if site.values["GRIDTYPE"].startswith("batch ") else []
-    return [*startup, *files, POOL_TOKEN, *proxy]
+    return [*startup, *files, *_credentials(site)]
+
+
+def encrypted(site: FactorySite) -> list[str]:
+    """What of that is secret, and has to be encrypted on its way: as for the other list, the factory's own, too."""
+    return [site.files[name] for name in ("TOKEN",) if name in site.files] + _credentials(site)
+
+
+def _credentials(site: FactorySite) -> list[str]:
+    return [POOL_TOKEN, *([PROXY] if site.values["GRIDTYPE"].startswith("batch ") else [])]
 
 
 def render(site: FactorySite) -> str:
@@ -49,5 +57,6 @@ def render(site: FactorySite) -> str:
     )  # fmt: skip
     return environment.get_template("entry.xml.j2").render(
         v=values, wrap=site.way is Way.WRAP, files=site.files, attrs=attrs, transferred=transferred(site),
+        encrypted=encrypted(site),
         listed=[(path_of(file, site), file) for file in entry_files(site.way)],
     )  # fmt: skip

@@ -79,6 +79,7 @@ def test_what_is_written_means_the_site(folder):
         ("$ENV(X509_USER_PROXY:/dev/null)", "", "pool's credential"),
         ("/htcondor-vpn.conf", "/htcondor-vpn.cnf", "has no htcondor-vpn.conf"),
         ('name="transfer_input_files"', 'name="more"', "no transfer_input_files"),
+        ('name="encrypt_input_files"', 'name="more"', "not encrypted on its way"),
         ('name="USE_CCB" const="True"', 'name="other"', "USE_CCB is not True"),
         ("batch slurm", "cream", "passes over the submit_attr"),
         ('value="wrap"', 'value="eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJwaWxvdCJ9.AAAA"', "holds a token"),
