@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Optional
@@ -44,20 +44,28 @@ _Receiver = Callable[[Connection], Coroutine[Any, Any, Optional[tuple[Peer, Mess
 _Handler = Callable[[Connection, Peer, Message], Coroutine[Any, Any, None]]
 
 
-def serve(control: socket.socket, settings: Settings, run_dir: Path, policy: Policy, memory: int) -> None:
+def serve(
+    control: socket.socket,
+    settings: Settings,
+    run_dir: Path,
+    policy: Policy,
+    memory: int,
+    lead: Callable[[Collection[str]], None] = lambda _: None,
+) -> None:
     """Serves until `control` (SOCK_SEQPACKET, JSON messages) ends, which means that the pilot ends, or that
     its supervisor died.
 
     Call it in a process of its own, inside the inner user and network namespaces with all capabilities there. The
     `policy` decides for the jobs; `memory` is the descriptor of a file that is kept for the next broker. The
-    supervisor sends `{"families": […]}`; it gets `{"ready": true}` once and `{"jobs": n}` when that changes. Raises
-    OSError when the socket or the namespaces cannot be used.
+    supervisor sends `{"families": […]}`, at first and when there are more of them, and `lead` brings them to where they
+    are carried; it gets `{"ready": true}` once and `{"jobs": n}` when that changes. Raises OSError when the socket or
+    the namespaces cannot be used.
     """
     inner = _own_user_namespace()
 
     async def until_the_end() -> None:
         # Made inside the loop: below Python 3.10 an asyncio.Event belongs to the loop that it finds when it is made.
-        place = PilotPlace(settings, run_dir, inner)
+        place = PilotPlace(settings, run_dir, inner, lead)
         broker = Broker(control, settings, run_dir, place, policy, memory)
         broker.listen(hook_port.listen(BACKLOG), hook_port.receive)
         await broker.run()
@@ -159,7 +167,10 @@ class Broker:
             return
         message = json.loads(data)
         if "families" in message and isinstance(self._place, PilotPlace):
-            self._place.families = frozenset(message["families"])
+            try:
+                self._place.carried(message["families"])
+            except OSError as error:
+                log.error("what the tunnel carries is not led there: %s", error)
 
     def _tell_supervisor(self, message: object) -> None:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -56,16 +56,28 @@ class Place(Protocol):
 
 
 class PilotPlace:
-    """Inside a pilot. `families` is what the tunnel carries, None until the supervisor has said so."""
+    """Inside a pilot. `families` is what the tunnel carries, None until the supervisor has said so.
+
+    `lead` has what is of such families led to the tunnel; raises OSError.
+    """
 
     networks: Collection[str] = frozenset({TUNNEL, NONE})
     mtu = TUNNEL_MTU
     end_here = True
 
-    def __init__(self, settings: Settings, run_dir: Path, inner: ancestry.Identity) -> None:
+    def __init__(
+        self, settings: Settings, run_dir: Path, inner: ancestry.Identity, lead: Callable[[Collection[str]], None]
+    ) -> None:
         self.families: frozenset[str] | None = None
+        self._lead = lead
         self._settings, self._inner = settings, inner
         self._state_file = run_dir / "state.json"
+
+    def carried(self, families: Iterable[str]) -> None:
+        """Has the jobs from now on reach these; raises OSError."""
+        told = frozenset(families)
+        self._lead(told)
+        self.families = told
 
     def require_account(self, peer: Peer) -> None:
         admission.require_same_user(peer)

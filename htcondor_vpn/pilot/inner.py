@@ -18,7 +18,7 @@ from htcondor_vpn.linux.namespaces import CLONE_NEWNET, CLONE_NEWNS, KINDS, new_
 from htcondor_vpn.pilot.run_folder import RunFolder
 from htcondor_vpn.route_rules import led_beside
 from htcondor_vpn.settings import Settings
-from htcondor_vpn.tunnel.catching.catcher import catch
+from htcondor_vpn.tunnel.catching.catcher import catch, catch_more
 
 #: Where the host's own name services listen. UNIX sockets cross network namespaces: they would answer for the host.
 _NAME_SERVICES = (Path("/run/nscd"), Path("/run/systemd/resolve"), Path("/run/avahi-daemon"))
@@ -61,7 +61,7 @@ def make_and_serve(
     try:
         policy = make_policy(rules, settings)
         if _make(channel, folder, settings, nft):
-            serve_jobs(channel.sock, settings, folder.path, policy, memory)
+            serve_jobs(channel.sock, settings, folder.path, policy, memory, catch_more)
     finally:
         clear_up(channel, folder)
 
@@ -101,7 +101,7 @@ def enter_and_serve(
     namespaces.enter()
     namespaces.close()
     try:
-        serve_jobs(channel.sock, settings, folder.path, make_policy(rules, settings), memory)
+        serve_jobs(channel.sock, settings, folder.path, make_policy(rules, settings), memory, catch_more)
     finally:
         clear_up(channel, folder)
 

@@ -198,14 +198,21 @@ class Supervisor:
             return
         self._tunnel.report = report = EngineReport.from_message(message["report"])
         if report.up:
-            self._families, self._udp = report.families, report.udp
-            self._catch()
+            self._carries(report)
             if self._sockets is not None:
                 self._tunnel.enter(TunnelState.UP)
         elif self._tunnel.state in (TunnelState.UP, TunnelState.DOWN):
             self._tunnel.enter(TunnelState.DOWN, str(report.exception()))
         elif isinstance(error := report.exception(), _FINAL):
             raise error  # waiting would not mend it
+
+    def _carries(self, report: EngineReport) -> None:
+        """What was carried once is caught for good; another gateway, or the same one, may carry more by now."""
+        before, self._udp = self._families, report.udp
+        self._families = tuple(sorted({*before, *report.families}))
+        self._catch()
+        if self._families != before and self._sockets is not None and self._broker is not None:
+            self._children.tell(self._broker, {"families": list(self._families)})
 
     def _engine_ended(self) -> None:
         assert self._engine is not None

@@ -1,6 +1,7 @@
 """How the tests of engines have a pilot use what a site has already."""
 
 import os
+from contextlib import contextmanager
 
 from htcondor_vpn.testbed import plan
 from htcondor_vpn.testbed.gateway import SiteGateway, SiteWireguardGateway, vpn_command
@@ -30,6 +31,22 @@ class Used:
 
     def start(self):
         self.server.start()
+
+
+@contextmanager
+def hosts(site, name, *addresses):
+    """Has the node's files know these addresses of `name`, with others after `change`."""
+    file = site.folder / "node.hosts"
+    before = file.read_text()
+
+    def change(*addresses):
+        file.write_text(before + "".join(f"{address} {name}\n" for address in addresses))
+
+    change(*addresses)
+    try:
+        yield change
+    finally:
+        file.write_text(before)
 
 
 def pilots_processes(site):

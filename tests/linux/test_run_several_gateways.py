@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from engine_site import sets, trusting
+from engine_site import hosts, sets, trusting
 from shell_pilot import PATIENT, fetch, wait_until
 
 from htcondor_vpn.linux.programs import find_program
@@ -45,10 +45,10 @@ def another(site, first, tmp_path):
     """Starts a gateway at HOST:PORT that knows the same token and has the same certificate as the first one."""
     with ExitStack() as exits:
 
-        def another(endpoint):
+        def another(endpoint, *options):
             folder = tmp_path / endpoint.replace(":", "-")
             subprocess.run(["cp", "-a", str(first.folder), str(folder)], check=True, timeout=30)
-            gateway = SiteGateway(site.dmz, folder)
+            gateway = SiteGateway(site.dmz, folder, *options)
             gateway.log.write_text("")
             gateway.endpoints = (endpoint,)
             return exits.enter_context(gateway)
@@ -105,22 +105,6 @@ def many(count):
 
 def until_logged(pilot, pattern):
     wait_for_log(pilot.run_dir / "run.log", pattern.encode(), pilot.process, timeout_seconds=PATIENCE_SECONDS)
-
-
-@contextmanager
-def hosts(site, name, *addresses):
-    """Has the node's files know these addresses of `name`, with others after `change`."""
-    file = site.folder / "node.hosts"
-    before = file.read_text()
-
-    def change(*addresses):
-        file.write_text(before + "".join(f"{address} {name}\n" for address in addresses))
-
-    change(*addresses)
-    try:
-        yield change
-    finally:
-        file.write_text(before)
 
 
 @pytest.fixture
@@ -284,6 +268,25 @@ def test_two_addresses_of_one_gateway_have_one_share(site, services, first, anot
         assert by_first <= 18  # with two shares of three it would be 20
         assert by_second <= 24
         running.end()
+
+
+def test_what_only_a_later_gateway_carries_is_carried_then(site, services, another, pilot, tmp_path):
+    """By the pilot itself, and by a job that starts afterwards."""
+    only_v4, later = another("10.1.0.1:8444", "--deny", "::/0"), "10.1.0.1:8445"
+    running = pilot(f"{only_v4.endpoints[0]}, {later}", only_v4.endpoints[0])
+    by_v6 = f"curl -6 -s -m 10 http://http.{plan.ZONE}/peer"
+    assert running.state()["families"] == ["ipv4"]
+    assert running.ask(by_v6) == ""
+    another(later)
+    until_logged(running, f"{later} works")
+    wait_until(lambda: running.ask(by_v6) == plan.DMZ_OUTSIDE.v6.compressed, PATIENCE_SECONDS)
+    assert running.state()["families"] == ["ipv4", "ipv6"]
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (scratch / ".job.ad").write_text('MyType = "Job"\nRequestCpus = 1\n')
+    starter = f"{sys.executable} {HERE}/fake_starter.py $HTCONDOR_VPN_RUN_DIR/libexec {scratch}"
+    assert plan.DMZ_OUTSIDE.v6.compressed in running.ask(f"{starter} {by_v6}", PATIENCE_SECONDS)
+    running.end()
 
 
 def test_a_certificate_for_another_name(site, first, another, addresses, start_pilot, tmp_path):

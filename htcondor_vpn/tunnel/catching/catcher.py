@@ -8,9 +8,10 @@ There is no other interface: what no one catches goes nowhere.
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
@@ -34,7 +35,7 @@ from htcondor_vpn.linux.congestion import pace_nothing
 from htcondor_vpn.linux.datagrams import make_icmp_socket, make_room, make_sockets
 from htcondor_vpn.linux.echoes import allow_echoes
 from htcondor_vpn.linux.namespaces import capabilities_to_programs
-from htcondor_vpn.linux.netlink import Netlink, NetlinkError
+from htcondor_vpn.linux.netlink import Netlink, NetlinkError, Request
 from htcondor_vpn.linux.programs import ProgramFailed, find_program, run_program
 from htcondor_vpn.special_addresses import Network
 from htcondor_vpn.tunnel.catching.queue_rules import queue_packets
@@ -175,11 +176,24 @@ def _route_to_loopback(families: set[str], besides: Iterable[Network]) -> None:
     if _has_ipv6():
         requests.append(links.add_address(links.LOOPBACK_INDEX, PILOT_V6, 128))
     caught = [network for family, network in _EVERYTHING.items() if family in families]
-    for network in (*caught, *besides):
-        pilot = PILOT_V4 if network.version == 4 else PILOT_V6
-        requests.append(links.add_local_route(network, pilot, links.LOOPBACK_INDEX))
+    requests += map(_caught, (*caught, *besides))
     with Netlink() as netlink:
         netlink.do(requests)
+
+
+def catch_more(families: Collection[str]) -> None:
+    """Has connections of `families` caught as well, of which some may be already, since they are carried by now.
+
+    To be called in that network namespace, with capabilities; raises OSError.
+    """
+    with Netlink() as netlink:
+        requests = [_caught(network) for family, network in _EVERYTHING.items() if family in families]
+        netlink.do(requests, besides=(errno.EEXIST,))
+
+
+def _caught(network: Network) -> Request:
+    pilot = PILOT_V4 if network.version == 4 else PILOT_V6
+    return links.add_local_route(network, pilot, links.LOOPBACK_INDEX)
 
 
 def _has_ipv6() -> bool:
