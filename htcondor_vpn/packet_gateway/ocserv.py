@@ -28,7 +28,7 @@ from htcondor_vpn.linux.programs import find_program
 from htcondor_vpn.packet_gateway.inner import caught, host_engine
 from htcondor_vpn.packet_gateway.ocserv_process import OcservProcess
 from htcondor_vpn.packet_gateway.ocserv_sessions import ocserv_sessions
-from htcondor_vpn.packet_gateway.operation import Operation
+from htcondor_vpn.packet_gateway.operation import Operation, again
 from htcondor_vpn.settings import Settings
 from htcondor_vpn.tunnel.carriers.tun_namespace import TunNamespace
 from htcondor_vpn.tunnel.catching.catcher import find_nft
@@ -44,6 +44,8 @@ _READY_SECONDS = 20.0
 _LOOK_SECONDS = 0.1
 _USERS_SECONDS = 1.0
 _COUNT_SECONDS = 2.0
+#: After so many questions in a row that it has not answered, each within some seconds, ocserv is killed.
+_MOST_UNANSWERED = 2
 _RESTART_SECONDS = 0.5
 
 log = logging.getLogger(__name__)
@@ -118,6 +120,7 @@ class _OcservServer:
         self._tasks: list[asyncio.Future[None]] = []
         self._process: OcservProcess | None = None
         self._names = set(users.list())
+        self._unanswered = 0
         self._turn = asyncio.Lock()  # of those that count
 
     async def make_namespace(self, settings: Settings, exits: AsyncExitStack) -> None:
@@ -171,18 +174,21 @@ class _OcservServer:
             code = await self._process.ended()
             log.error("ocserv ended with code %s and is started again", code)
             await self._process.end()
-            await asyncio.sleep(_RESTART_SECONDS)
-            await self.start()
+            await again(self.start, _RESTART_SECONDS)
 
     async def _keep_users(self) -> None:
         """Has a user who is revoked thrown out, by all logging in again: ocserv asks for no password in a session."""
+        problem = ""
         while True:
             await asyncio.sleep(_USERS_SECONDS)
             try:
                 now = set(self._users.list())
-            except VpnError as error:  # who was let in stays so until it is known otherwise
-                log.error("%s", error)
+            except VpnError as error:  # all whom it knows are users until it can be read again
+                if str(error) != problem:
+                    log.error("%s", error)
+                problem = str(error)
                 continue
+            problem = ""
             if gone := self._names - now:
                 log.info("revoked: %s", " ".join(sorted(gone)))
                 assert self._process is not None
@@ -201,7 +207,13 @@ class _OcservServer:
                 readings = await ocserv_sessions(self._control, self._namespace)
             except (OSError, ValueError) as error:  # it is being started again
                 log.debug("no word about sessions: %s", error)
+                self._unanswered = self._unanswered + 1 if isinstance(error, TimeoutError) else 0
+                if self._unanswered == _MOST_UNANSWERED:
+                    log.error("ocserv is stopped or stuck, and killed")
+                    assert self._process is not None
+                    self._process.kill()
             else:
+                self._unanswered = 0
                 self._operation.sessions.told(readings, self._names)
 
     async def shut(self) -> None:

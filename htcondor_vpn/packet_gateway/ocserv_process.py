@@ -69,6 +69,11 @@ class OcservProcess:
         """Returns its exit code when it has one."""
         return await self._process.wait()
 
+    def kill(self) -> None:
+        """Kills it, be it stopped; `ended` returns soon afterwards."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
     async def end(self) -> None:
         """Asks it to end, and kills it if it does not."""
         with contextlib.suppress(ProcessLookupError):
@@ -76,8 +81,7 @@ class OcservProcess:
         try:
             await asyncio.wait_for(self._process.wait(), _END_SECONDS)
         except asyncio.TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+            self.kill()
             await self._process.wait()
         if self._listener is not None:
             asyncio.get_running_loop().remove_reader(self._listener)

@@ -20,7 +20,7 @@ async def ocserv_sessions(control: Path, namespace: TunNamespace | None) -> list
     """Returns the sessions of the ocserv whose control socket that is.
 
     occtl takes the bytes from the network devices: so it is run in the `namespace` where they are. Raises OSError or
-    ValueError where there is no answer.
+    ValueError where there is no answer, and of the former TimeoutError where none comes.
     """
     argv = [find_program("occtl", "ocserv"), "--json", "--socket-file", str(control), "show", "users"]
     descriptors: tuple[int, ...] = ()
@@ -40,7 +40,7 @@ async def ocserv_sessions(control: Path, namespace: TunNamespace | None) -> list
             process.kill()
         await process.wait()
         if isinstance(error, asyncio.TimeoutError):
-            raise OSError("occtl does not answer") from None
+            raise TimeoutError("ocserv does not answer") from None
         raise
     return parse_users(said.decode("utf-8", "replace"))
 

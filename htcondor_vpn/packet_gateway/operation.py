@@ -27,8 +27,21 @@ from htcondor_vpn.packet_gateway.sessions import Sessions
 from htcondor_vpn.settings import Settings
 
 _TICK_SECONDS = 1.0
+_LAST_PAUSE_SECONDS = 10.0
 
 log = logging.getLogger(__name__)
+
+
+async def again(start: Callable[[], Awaitable[None]], pause_seconds: float) -> None:
+    """Starts what has died again, after a pause; tries for as long as it takes, for what is open lives on meanwhile."""
+    while True:
+        await asyncio.sleep(pause_seconds)
+        try:
+            await start()
+            return
+        except (OSError, VpnError) as error:
+            log.error("it cannot be started again yet: %s", error)
+        pause_seconds = min(2 * pause_seconds, _LAST_PAUSE_SECONDS)
 
 
 class Operation:

@@ -9,6 +9,7 @@ from shell_pilot import ShellPilot, fetch, wait_until
 from vpn_faults import HeldFlow
 
 from htcondor_vpn.testbed.gateway import vpn_command
+from htcondor_vpn.testbed.logs import wait_for_log
 
 
 @pytest.fixture(params=[False, True], ids=["an ordinary user's", "root's"])
@@ -41,11 +42,16 @@ def test_it_carries_everything_where_it_may(gateway, pilot):
     pilot.end()
 
 
-def test_connections_outlive_an_ocserv_that_dies_and_a_revoked_user_is_out(site, gateway, pilot, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_connections_outlive_an_ocserv_that_dies_and_a_revoked_user_is_out(site, gateway, pilot, tmp_path, number):
     flow = HeldFlow(pilot, tmp_path)
+    users = gateway.folder / "g/ocserv/passwd"
+    users.rename(users.with_name("away"))
+    wait_for_log(gateway.log, b"passwd cannot be read", gateway.process)
+    users.with_name("away").rename(users)
     main = next(pid for pid in site.processes() if comm(pid) == "ocserv-main")
     since = pilot.state()["since"]
-    os.kill(main, signal.SIGKILL)
+    os.kill(main, number)
     pilot.wait_for_return(since, 120)
     assert flow.end() == "before after"
     gateway.verb("add", "other")
