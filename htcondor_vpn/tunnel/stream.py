@@ -26,8 +26,8 @@ from htcondor_vpn.tunnel.carriers.private_names import PrivateNames
 from htcondor_vpn.tunnel.catching.datagrams import DatagramCarrier
 from htcondor_vpn.tunnel.catching.dns import DnsResponder
 from htcondor_vpn.tunnel.catching.echoes import EchoCarrier
-from htcondor_vpn.tunnel.catching.fair_share import SharedBy, by_link
 from htcondor_vpn.tunnel.catching.holding import Holder
+from htcondor_vpn.tunnel.catching.shared_by import SharedBy, by_link
 from htcondor_vpn.tunnel.engine import EngineReport, InnerSockets
 from htcondor_vpn.tunnel.ladder import Ladder
 from htcondor_vpn.tunnel.pool import Pool

@@ -123,23 +123,23 @@ class OwnResources:
             fields = [("Content-Type", "application/octet-stream"), ("Cache-Control", "no-store")]
             await exchange.answer(200, fields, answer)
 
-    async def _query_in_target(self, exchange: Exchange, head: Head, _pilot: Identity) -> None:
+    async def _query_in_target(self, exchange: Exchange, head: Head, pilot: Identity) -> None:
         text = _parameter(head, "dns") or ""
         try:
             query = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
         except (binascii.Error, ValueError):
             query = b""
-        await self._resolve(exchange, query)
+        await self._resolve(exchange, query, pilot)
 
-    async def _query_in_body(self, exchange: Exchange, head: Head, _pilot: Identity) -> None:
+    async def _query_in_body(self, exchange: Exchange, head: Head, pilot: Identity) -> None:
         if head.headers.get("content-type", "").partition(";")[0].strip().lower() != resolver.MEDIA_TYPE:
             await exchange.answer(415, close=True)
             return
-        await self._resolve(exchange, await exchange.body(resolver.MAX_QUERY_BYTES))
+        await self._resolve(exchange, await exchange.body(resolver.MAX_QUERY_BYTES), pilot)
 
-    async def _resolve(self, exchange: Exchange, query: bytes) -> None:
+    async def _resolve(self, exchange: Exchange, query: bytes, pilot: Identity) -> None:
         try:
-            answer = await self._resolver.answer(query)
+            answer = await self._resolver.answer(query, pilot.name)
         except ValueError as error:
             await exchange.answer(400, body=f"{error}\n".encode())
             return

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections.abc import Hashable
 from pathlib import Path
 
 import dns.asyncquery
@@ -21,6 +22,7 @@ import dns.rdatatype
 import dns.resolver
 
 from htcondor_vpn.wire.deadline import Deadline
+from htcondor_vpn.wire.fair_share import FairTurns
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +41,12 @@ class Resolver:
         self._resolv_conf, self._port = resolv_conf, port
         self._stamp: tuple[int, int] | None = None
         self._servers: list[str] = []
-        self._slots = asyncio.Semaphore(_MAX_AT_ONCE)
+        self._turns = FairTurns(_MAX_AT_ONCE)
 
-    async def answer(self, query: bytes) -> bytes:
+    async def answer(self, query: bytes, asker: Hashable = None) -> bytes:
         """Returns the DNS message that answers the DNS message `query`; SERVFAIL if no name server does.
 
-        Raises ValueError if `query` is no query.
+        Those who ask share what may be asked at once. Raises ValueError if `query` is no query.
         """
         try:
             message = dns.message.from_wire(query)
@@ -61,7 +63,7 @@ class Resolver:
             return _error(message, dns.rcode.REFUSED)
         their_id, message.id = message.id, secrets.randbelow(1 << 16)
         try:
-            async with self._slots:
+            async with self._turns.turn(asker):
                 with Deadline(_TOTAL_SECONDS):
                     found = await self._ask(message)
         except asyncio.TimeoutError:

@@ -18,7 +18,7 @@ from htcondor_vpn.addresses import may_send
 from htcondor_vpn.errors import VpnError
 from htcondor_vpn.linux.datagrams import DatagramSockets, Undelivered, Way, answer, receive, refuse
 from htcondor_vpn.tunnel.carrier import Address, FlowRefused
-from htcondor_vpn.tunnel.catching.fair_share import SharedBy, by_link
+from htcondor_vpn.tunnel.catching.shared_by import SharedBy, by_link
 from htcondor_vpn.wire.datagrams import LOOK_SECONDS, DatagramPipe
 from htcondor_vpn.wire.relay import Traffic
 

@@ -12,11 +12,13 @@ import struct
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from typing import Any
 
-from htcondor_vpn.tunnel.catching.fair_share import FairShare
 from htcondor_vpn.wire.deadline import Deadline
+from htcondor_vpn.wire.fair_share import FairShare, FairTurns
 
 _HEADER = struct.Struct("!6H")
 _MAX_MESSAGE = 65535
+
+#: How many questions are asked at once, shared likewise: the others wait, and nobody behind another one's.
 _AT_ONCE = 128
 
 #: How many questions by datagram may be unanswered, and how many streams open, shared fairly by who asks (an address:
@@ -44,7 +46,7 @@ class DnsResponder:
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
-        self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._turns = FairTurns(_AT_ONCE)
         self._pending, self._streams = FairShare(_MAX_PENDING), FairShare(_MAX_STREAMS)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -61,7 +63,7 @@ class DnsResponder:
             sock.close()
             return
         if self._streams.take(asking):
-            self._start(self._stream(sock), self._streams, asking)
+            self._start(self._stream(sock, asking), self._streams, asking)
         else:
             sock.close()
 
@@ -82,10 +84,10 @@ class DnsResponder:
                 return
             asking = peer[:1]
             if len(query) >= _HEADER.size and self._pending.take(asking):
-                self._start(self._datagram(sock, query, peer), self._pending, asking)
+                self._start(self._datagram(sock, query, peer, asking), self._pending, asking)
 
-    async def _datagram(self, sock: socket.socket, query: bytes, peer: Any) -> None:
-        answer = await self._answer(query)
+    async def _datagram(self, sock: socket.socket, query: bytes, peer: Any, asking: Hashable) -> None:
+        answer = await self._answer(query, asking)
         if len(answer) > udp_limit(query):
             answer = truncated(query, answer)
         try:
@@ -93,7 +95,7 @@ class DnsResponder:
         except OSError as error:
             log.debug("an answer could not be delivered: %s", error)  # who asked is gone
 
-    async def _stream(self, sock: socket.socket) -> None:
+    async def _stream(self, sock: socket.socket, asking: Hashable) -> None:
         reader, writer = await asyncio.open_connection(sock=sock)
         try:
             while True:
@@ -101,7 +103,7 @@ class DnsResponder:
                 query = await asyncio.wait_for(reader.readexactly(length), _IDLE_SECONDS)
                 if length < _HEADER.size:
                     return
-                answer = await self._answer(query)
+                answer = await self._answer(query, asking)
                 writer.write(struct.pack("!H", len(answer)) + answer)
                 await writer.drain()
         except (OSError, EOFError, asyncio.TimeoutError):
@@ -109,10 +111,10 @@ class DnsResponder:
         finally:
             writer.close()
 
-    async def _answer(self, query: bytes) -> bytes:
+    async def _answer(self, query: bytes, asking: Hashable) -> bytes:
         try:
             with Deadline(_ANSWER_SECONDS):
-                async with self._slots:
+                async with self._turns.turn(asking):
                     answer = await self._exchange(query)
             if not _HEADER.size <= len(answer) <= _MAX_MESSAGE:
                 raise ValueError(f"an answer of {len(answer)} bytes is none")

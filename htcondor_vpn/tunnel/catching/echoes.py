@@ -18,9 +18,10 @@ from htcondor_vpn.errors import VpnError
 from htcondor_vpn.linux.echoes import EchoRequest, parse_request, reply
 from htcondor_vpn.linux.nfqueue import Packet, PacketQueue
 from htcondor_vpn.tunnel.carrier import Address, FlowRefused
-from htcondor_vpn.tunnel.catching.fair_share import FairShare, SharedBy, by_link
 from htcondor_vpn.tunnel.catching.refusals import refusal_of
+from htcondor_vpn.tunnel.catching.shared_by import SharedBy, by_link
 from htcondor_vpn.tunnel.catching.waiting_packets import WaitingPackets
+from htcondor_vpn.wire.fair_share import FairShare
 
 #: How many requests may be unanswered, shared fairly by the links; the rest is dropped.
 _MAX_UNANSWERED = 128

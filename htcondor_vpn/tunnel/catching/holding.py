@@ -18,9 +18,10 @@ from htcondor_vpn.errors import VpnError
 from htcondor_vpn.linux.descriptors import DescriptorBudget
 from htcondor_vpn.linux.nfqueue import Ends, Packet, PacketQueue, tcp_ends
 from htcondor_vpn.tunnel.carrier import Address, FarEnd, FlowRefused
-from htcondor_vpn.tunnel.catching.fair_share import FairShare, SharedBy, by_link
 from htcondor_vpn.tunnel.catching.refusals import refusal_of
+from htcondor_vpn.tunnel.catching.shared_by import SharedBy, by_link
 from htcondor_vpn.tunnel.catching.waiting_packets import WaitingPackets
+from htcondor_vpn.wire.fair_share import FairShare
 
 #: How long a flow waits for its connection. What comes between is the kernel's handshake with the application, by a
 #: job's link that may be slow; an application that gave up meanwhile never claims it.

@@ -112,6 +112,19 @@ async def test_the_next_server_and_the_total_deadline(tmp_path, monkeypatch):
         assert (await names.ask("silent.test")).rcode() == dns.rcode.SERVFAIL
 
 
+async def test_a_pilot_that_asks_without_end_delays_nobody_else(tmp_path):
+    """What nobody answers takes four seconds."""
+    silence, known = (dns.message.make_query(name, "A").to_wire() for name in ("silent.test", "some.test"))
+    async with ServedNames(tmp_path) as names:
+        flood = [asyncio.ensure_future(names.resolver.answer(silence, "flood")) for _ in range(600)]
+        await asyncio.sleep(0)
+        answer = await asyncio.wait_for(names.resolver.answer(known, "other"), 3)
+        assert dns.message.from_wire(answer).answer
+        for task in flood:
+            task.cancel()
+        await asyncio.gather(*flood, return_exceptions=True)
+
+
 async def test_resolv_conf_is_read_again(tmp_path):
     async with ServedNames(tmp_path, "# none\n") as names:
         assert (await names.ask("some.test")).rcode() == dns.rcode.SERVFAIL

@@ -231,3 +231,27 @@ def test_who_opens_streams_without_end_leaves_room_for_others(monkeypatch):
                 await asyncio.wait(responder._tasks)
 
     asyncio.run(asyncio.wait_for(body(), 60))
+
+
+def test_nobody_waits_behind_the_questions_of_who_floods():
+    """More of them than are asked at once, and none is answered."""
+    query = dns.message.make_query("a.example", "A").to_wire()
+
+    async def exchange(wire):
+        return wire if wire == query else await _never(wire)
+
+    async def body():
+        loop = asyncio.get_running_loop()
+        with _bound_to("127.0.0.1") as theirs, _bound_to("127.0.0.2") as flood, _bound_to("127.0.0.3") as ours:
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+            responder = DnsResponder(exchange)
+            responder.serve_datagrams(theirs)
+            while len(responder._tasks) < 2 * resolver._AT_ONCE:
+                flood.sendto(bytes(12), theirs.getsockname())
+                await asyncio.sleep(0)
+            ours.setblocking(False)
+            ours.sendto(query, theirs.getsockname())
+            assert await asyncio.wait_for(loop.sock_recv(ours, 65535), resolver._ANSWER_SECONDS / 2) == query
+            loop.remove_reader(theirs)
+
+    asyncio.run(asyncio.wait_for(body(), 60))
