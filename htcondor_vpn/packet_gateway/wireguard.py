@@ -14,9 +14,10 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from typing import TypeVar
 
 from htcondor_vpn.addresses import JOB_LINK, PILOT_V4, PILOT_V6, WIREGUARD_V4, WIREGUARD_V6
 from htcondor_vpn.errors import ListenError, VpnError
@@ -28,7 +29,7 @@ from htcondor_vpn.knobs import PREFIX
 from htcondor_vpn.linux import wireguard_go
 from htcondor_vpn.packet_gateway.host_resolver import HostResolver
 from htcondor_vpn.packet_gateway.inner import caught, host_engine
-from htcondor_vpn.packet_gateway.operation import Operation
+from htcondor_vpn.packet_gateway.operation import Operation, again
 from htcondor_vpn.packet_gateway.pilots_engine import PilotsEngine
 from htcondor_vpn.packet_gateway.sessions import Reading
 from htcondor_vpn.settings import Settings
@@ -37,7 +38,7 @@ from htcondor_vpn.tunnel.carriers.wireguard_config import DEFAULT_MTU
 from htcondor_vpn.tunnel.carriers.wireguard_process import WireguardProcess
 from htcondor_vpn.tunnel.catching.catcher import find_nft
 from htcondor_vpn.tunnel.engine import EngineReport
-from htcondor_vpn.wire.wireguard import key_text
+from htcondor_vpn.wire.wireguard import Device, PeerState, key_text
 
 DEFAULT_PORT = 51820
 
@@ -54,6 +55,11 @@ _RESTART_SECONDS = 0.5
 _SESSION_SECONDS = 180.0
 #: How long pilots may take to shake hands with a wireguard-go that was started again.
 _RESTARTED_SECONDS = 30.0
+#: After so many seconds without an answer wireguard-go is killed. They are counted one by one: when a whole gateway was
+#: stopped and goes on, nobody has been silent for long.
+_SILENT_SECONDS = 10
+
+Answer = TypeVar("Answer")
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +146,7 @@ class _WireguardServer:
         self._process: WireguardProcess | None = None
         self._known: dict[bytes, WireguardPilot] = {}
         self._peers: set[bytes] = set()  # those of them that the device takes
+        self._handshakes: dict[bytes, tuple[float, float]] = {}  # the last ones: as it tells them, and when we saw that
         self._restarted_until = 0.0
         self._is_shut = False
         self._turn = asyncio.Lock()  # of those that tell wireguard-go, or ask it
@@ -151,15 +158,20 @@ class _WireguardServer:
             await self._start()
 
     async def _start(self) -> None:
-        process = WireguardProcess(await self._namespace.start_wireguard_go(self._program, _LINK), "pilots")
-        self._process = process
+        self._process = WireguardProcess(await self._namespace.start_wireguard_go(self._program, _LINK), "pilots")
+        try:
+            await self._configure()
+        except BaseException:
+            self._end()
+            raise
+
+    async def _configure(self) -> None:
         self._pilots.changed()
         self._known = {pilot.public_key: pilot for pilot in self._pilots.list()}
         self._tell_engine()
         self._peers = self._admitted()
-        await process.device.configure(
-            self._private_key, [self._known[key].peer() for key in self._peers], self._port
-        )
+        peers = [self._known[key].peer() for key in self._peers]
+        await self._answered(self._device.configure(self._private_key, peers, self._port))
         await self._namespace.configure(_LINK, self._tun)
         if self._tun.addresses and self._resolver is None:
             self._resolver = HostResolver(self._tun.addresses)
@@ -200,10 +212,9 @@ class _WireguardServer:
             assert self._process is not None
             await asyncio.shield(self._process.ended)
             log.error("wireguard-go died and is started again")
-            self._process.end()
-            await asyncio.sleep(_RESTART_SECONDS)
+            self._end()
+            await again(lambda: self.start(self._private_key, self._port), _RESTART_SECONDS)
             self._restarted_until = time.monotonic() + _RESTARTED_SECONDS
-            await self.start(self._private_key, self._port)
 
     async def _keep_pilots(self) -> None:
         """Tells wireguard-go of pilots that were added or revoked, and asks it about their sessions."""
@@ -224,33 +235,65 @@ class _WireguardServer:
                     await self._count()
 
     async def _tell_device(self) -> None:
-        assert self._process is not None
-        admitted, device = self._admitted(), self._process.device
+        admitted, device = self._admitted(), self._device
         for key in self._peers - admitted:
-            await device.remove(key)
+            await self._answered(device.remove(key))
         for key in admitted - self._peers:
-            await device.add(self._known[key].peer())
+            await self._answered(device.add(self._known[key].peer()))
         self._peers = admitted
 
+    async def _answered(self, asking: Awaitable[Answer]) -> Answer:
+        """Returns what wireguard-go answers; kills it if it does not, being stopped or stuck, and raises OSError."""
+        task = asyncio.ensure_future(asking)
+        try:
+            for _ in range(_SILENT_SECONDS):
+                done, _pending = await asyncio.wait([task], timeout=1.0)
+                if done:
+                    break
+            else:
+                log.error("wireguard-go is stopped or stuck, and killed")
+                if self._process is not None:
+                    self._process.kill()
+            return await task
+        finally:
+            task.cancel()
+
     async def _count(self) -> None:
-        assert self._process is not None
-        oldest = time.time() - _SESSION_SECONDS
         readings = []
-        for state in await self._process.device.peers():
+        for state in await self._answered(self._device.peers()):
             if (pilot := self._known.get(state.public_key)) is not None:
                 address = str(pilot.addresses[0])
                 # One that was just started anew knows of no handshake yet.
                 restarted = time.monotonic() < self._restarted_until and state.public_key in self._operation.sessions
-                live, source = state.last_handshake > oldest or restarted, state.endpoint or "-:0"
+                live, source = self._has_keys(state) or restarted, state.endpoint or "-:0"
                 both = state.received_bytes, state.sent_bytes
                 readings.append(Reading(pilot.public_key, pilot.name, source, address, *both, live))
         self._operation.sessions.told(readings, {pilot.name for pilot in self._known.values()})
 
+    def _has_keys(self, state: PeerState) -> bool:
+        """Whether it has shaken hands lately: by when we saw that, since the clock by which it is told may jump."""
+        told, seen = self._handshakes.get(state.public_key, (0.0, 0.0))
+        if state.last_handshake != told:
+            seen = time.monotonic()
+            self._handshakes[state.public_key] = state.last_handshake, seen
+        return state.last_handshake > 0 and time.monotonic() - seen < _SESSION_SECONDS
+
+    @property
+    def _device(self) -> Device:
+        """That of the wireguard-go that runs; raises ConnectionResetError while none does."""
+        if self._process is None:
+            raise ConnectionResetError("wireguard-go is being started again")
+        return self._process.device
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.end()
+            self._process = None
+
     def close(self) -> None:
         if self._resolver is not None:
             self._resolver.close()
-        if self._process is not None:
-            self._process.end()
+        self._end()
 
 
 def _must_be_free(port: int) -> None:

@@ -85,11 +85,20 @@ class SiteGateway:
 class SiteWireguardGateway:
     """A WireGuard gateway of ours on `host` as its ordinary user, or its root, with files in `folder`.
 
-    A context manager, up inside. `config` is what a pilot needs, `endpoint` where it listens.
+    A context manager, up inside. `config` is what a pilot needs, `endpoint` where it listens; `program` is Python in
+    place of our own that prepares and then runs it.
     """
 
-    def __init__(self, host: Host, folder: Path, port: int = WIREGUARD_PORT, *, as_root: bool = False) -> None:
-        self.host, self.folder, self._as_root = host, folder, as_root
+    def __init__(
+        self,
+        host: Host,
+        folder: Path,
+        port: int = WIREGUARD_PORT,
+        *,
+        as_root: bool = False,
+        program: str | None = None,
+    ) -> None:
+        self.host, self.folder, self._as_root, self._program = host, folder, as_root, program
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.log, self.config = folder / "gateway.log", folder / "pilot.conf"
         self.endpoint = f"{plan.DMZ_INSIDE.v4}:{port}"
@@ -112,7 +121,10 @@ class SiteWireguardGateway:
         """Starts it and returns when it listens; raises `LogTimeout` with what it said."""
         self.log.touch()
         start_bytes = self.log.stat().st_size
-        self.process = self.host.start(vpn_command("gateway", *self._options), log=self.log, as_root=self._as_root)
+        argv = vpn_command("gateway", *self._options)
+        if self._program is not None:
+            argv[1:3] = ["-c", self._program]
+        self.process = self.host.start(argv, log=self.log, as_root=self._as_root)
         wait_for_log(self.log, b"^ready$", self.process, start_bytes=start_bytes)
 
     def stop(self) -> None:

@@ -4,14 +4,16 @@ The gateway runs with the C library's wall clock replaced (libfaketime). On the 
 sleep, the wall clock that Python tells is replaced. All other clocks never jump.
 """
 
+import json
 import re
 import time
 from pathlib import Path
 
 import pytest
+from engine_site import Used, by_wireguard
 from shell_pilot import fetch, wait_until
 
-from htcondor_vpn.testbed.gateway import SiteGateway
+from htcondor_vpn.testbed.gateway import SiteGateway, SiteWireguardGateway
 
 HOUR = 3600
 JUMPS = (3 * HOUR, -3 * HOUR, 30 * 8760 * HOUR, -20 * 8760 * HOUR, 0)
@@ -107,3 +109,21 @@ def test_a_token_ends_by_the_gateways_clock(sealed, services, clock, start_pilot
         pilot.wait_for("up")
         wait_until(lambda: pilot.ask(fetch()) == "1000")
         pilot.end()
+
+
+def test_the_clock_of_a_wireguard_gateway_jumps(site, services, clock, start_pilot, tmp_path):
+    """wireguard-go tells by the true one when it has shaken hands: a session is none the older for it, nor over."""
+    with SiteWireguardGateway(site.dmz, tmp_path, program=clock.program) as gateway:
+        pilot = start_pilot(site, Used(gateway, by_wireguard(gateway.config), "udp"), tmp_path)
+        wait_until(lambda: wireguard_status(gateway)["flows"] == 1)
+        for seconds in JUMPS:
+            clock.jump(seconds)
+            counted = wireguard_status(gateway)["bytes_down"]
+            assert pilot.ask(fetch(100_000)) == "100000"
+            wait_until(lambda counted=counted: wireguard_status(gateway)["bytes_down"] >= counted + 100_000)
+        assert (wireguard_status(gateway)["flows"], wireguard_status(gateway)["flows_ended"]) == (1, 0)
+        pilot.end()
+
+
+def wireguard_status(gateway):
+    return json.loads(gateway.verb("status", "--json"))

@@ -110,12 +110,13 @@ def test_a_pilot_that_is_made_anew_is_another_one(gateway, start_pilot, tmp_path
     gateway.pilots("revoke", "twice")
 
 
-def test_connections_outlive_a_death_of_wireguard_go(gateway, start_pilot, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_connections_outlive_a_death_of_wireguard_go(gateway, start_pilot, tmp_path, number):
     pilot = start_pilot("pilot2")
     flow = HeldFlow(pilot, tmp_path)
     (before,) = wireguard_processes(gateway)
-    os.kill(before, signal.SIGKILL)
-    wait_until(lambda: [pid for pid in wireguard_processes(gateway) if pid != before])
+    os.kill(before, number)
+    wait_until(lambda: [pid for pid in wireguard_processes(gateway) if pid != before], 60)
     assert flow.end() == "before after"
     assert pilot.ask(fetch()) == "1000"
     pilot.end()

@@ -54,11 +54,15 @@ class WireguardProcess:
             asyncio.get_running_loop().remove_reader(self._started.listener)
             self.ended.set_result(None)
 
+    def kill(self) -> None:
+        """Kills it, be it stopped; `ended` is done soon afterwards."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._started.process, signal.SIGKILL)
+
     def end(self) -> None:
         """Kills it, waits for that, and lets go of what belongs to it."""
         loop = asyncio.get_running_loop()
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._started.process, signal.SIGKILL)
+        self.kill()
         poller = select.poll()  # select(2) knows no descriptors beyond 1023, of which an engine has many
         poller.register(self._started.process, select.POLLIN)
         poller.poll(_END_MS)
