@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from engine_site import Used, by_openconnect, pilots_processes
+from engine_site import Used, by_openconnect, hosts, pilots_processes
 from shell_pilot import ShellPilot, children, fetch, network_of, wait_until
 from vpn_faults import ECHO, HERE, HeldFlow, cmdline, parent, udp_is_blocked
 
@@ -167,6 +167,27 @@ def test_nothing_leaves_but_to_the_server(leaky_site, used, tmp_path):
 
 
 # What the server says
+
+
+def test_a_name_of_which_one_address_is_silent(site, server, tmp_path):
+    """Left alone, the library would wait for it for minutes."""
+    rule = f"ip6 daddr {plan.DMZ_INSIDE.v6} meta l4proto {{ tcp, udp }} drop"
+    hole = f"table inet hole {{ chain in {{ type filter hook input priority 0; {rule}; }}; }}\n"
+    site.dmz.run(["nft", "-f", "-"], stdin=hole, as_root=True, check=True)
+    try:
+        with hosts(site, "vpn.site.example", plan.DMZ_INSIDE.v6, plan.DMZ_INSIDE.v4):
+            found = site.node.run(["getent", "ahosts", "vpn.site.example"], check=True).stdout
+            assert found.startswith(plan.DMZ_INSIDE.v6.compressed)
+            port = server.endpoint.rpartition(":")[2]
+            used = Used(server, by_openconnect(server, SERVERS=f"vpn.site.example:{port}"), "tcp", "udp")
+            pilot = ShellPilot(site, used, tmp_path)
+            try:
+                assert pilot.ask(fetch()) == "1000"
+                pilot.end()
+            finally:
+                pilot.kill()
+    finally:
+        site.dmz.run(["nft", "delete", "table", "inet", "hole"], as_root=True, check=True)
 
 
 def test_a_split_tunnel_is_one(leaky_site, other, tmp_path):

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from engine_site import Used, by_wireguard, pilots_processes, sets, trusting
+from engine_site import Used, by_wireguard, hosts, pilots_processes, sets, trusting
 from shell_pilot import ShellPilot, children, fetch, wait_until
 from vpn_faults import ECHO, HERE, HeldFlow, cmdline, parent, udp_is_blocked
 
@@ -67,12 +67,16 @@ def test_ping(pilot, address):
     assert "1 packets transmitted, 1 received" in pilot.ask(f"ping -n -c 1 -W 15 {address}")
 
 
-@pytest.mark.parametrize("victim", ["wireguard-go", "its namespace's process", "engine"])
-def test_what_is_killed_is_started_again(site, pilot, tmp_path, victim):
+@pytest.mark.parametrize(
+    ("victim", "number"),
+    [("wireguard-go", signal.SIGKILL), ("wireguard-go", signal.SIGSTOP), ("its namespace's process", signal.SIGKILL),
+     ("engine", signal.SIGKILL)],
+)  # fmt: skip
+def test_what_is_killed_or_stopped_is_started_again(site, pilot, tmp_path, victim, number):
     flow = HeldFlow(pilot, tmp_path)
     before = wireguard_process(pilot)
     of = {"wireguard-go": before, "its namespace's process": parent(before), "engine": parent(parent(before))}
-    os.kill(of[victim], signal.SIGKILL)
+    os.kill(of[victim], number)
     wait_until(lambda: not Path(f"/proc/{before}").exists())
     pilot.wait_for("up")
     wait_until(lambda: pilot.ask(fetch()) == "1000")
@@ -102,6 +106,25 @@ def test_connections_outlive_a_change_of_the_nodes_address(site, pilot, tmp_path
         ip(NODE, f"addr del 10.1.0.77/24 dev {SITE_LINK}", f"addr add {plan.NODE.v4}/24 dev {SITE_LINK}")
     wait_until(lambda: pilot.ask(fetch()) == "1000")
     pilot.end()
+
+
+def test_a_name_of_which_some_addresses_are_of_no_use(site, server, tmp_path):
+    """The first is one by which nothing passes; the resolver puts it there, as it is nearer to the node's own."""
+    config = tmp_path / "named.conf"
+    named = "vpn.site.example"
+    config.write_text(server.config.read_text().replace(f"{plan.DMZ_INSIDE.v4}:", f"{named}:"))
+    config.chmod(0o600)
+    with hosts(site, named, plan.DMZ_INSIDE.v4, "10.1.0.3"):
+        pilot = ShellPilot(site, Used(server, by_wireguard(config), "udp"), tmp_path)
+        try:
+            assert "there was no handshake at 10.1.0.3" in (pilot.run_dir / "run.log").read_text()
+            assert pilot.ask(fetch()) == "1000"
+            os.kill(wireguard_process(pilot), signal.SIGKILL)
+            wait_until(lambda: pilot.ask(fetch()) == "1000")
+            assert (pilot.run_dir / "run.log").read_text().count("there was no handshake") == 1
+            pilot.end()
+        finally:
+            pilot.kill()
 
 
 def test_a_link_with_a_smaller_mtu_is_noticed(site, pilot):

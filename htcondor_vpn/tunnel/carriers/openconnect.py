@@ -23,13 +23,14 @@ from typing import Any
 
 from htcondor_vpn.config_file import printable
 from htcondor_vpn.errors import GatewayUnreachable, GatewayUntrusted, LoginRefused, ProgramMissing, VpnError
+from htcondor_vpn.knob_values import is_address
 from htcondor_vpn.linux.channel import Channel
 from htcondor_vpn.linux.namespaces import die_with_parent
 from htcondor_vpn.tunnel.carrier import Address, Answer
 from htcondor_vpn.tunnel.carriers import openconnect_client
 from htcondor_vpn.tunnel.carriers.direct import DirectCarrier
 from htcondor_vpn.tunnel.carriers.openconnect_network import Given, read_network
-from htcondor_vpn.tunnel.carriers.server import host_port
+from htcondor_vpn.tunnel.carriers.server import Server, host_port
 from htcondor_vpn.tunnel.carriers.tun_namespace import TunNamespace
 from htcondor_vpn.wire.datagrams import DatagramPipe
 from htcondor_vpn.wire.deadline import Deadline
@@ -38,6 +39,7 @@ from htcondor_vpn.wire.trust import Pins
 
 #: A login takes longer than a probe.
 START_SECONDS = 20.0
+_ADDRESS_SECONDS = 10.0
 #: A server bans who tries in vain too often.
 _REFUSED_SECONDS = 60.0
 #: How long no probe is answered until the library's own attempts to reconnect are given up for a new login.
@@ -84,7 +86,7 @@ class OpenConnect:
     def __init__(
         self, host: str, port: int, login: Login, name_servers: Sequence[tuple[str, int]], probe_seconds: float
     ) -> None:
-        self.name = host_port(host, port)
+        self.name, self._host, self._port = host_port(host, port), host, port
         self._request, self._pins = _request(f"https://{self.name}/", login), login.pins
         self._name_servers, self._probe_seconds = name_servers, probe_seconds
         self._life: asyncio.Task[None] | None = None
@@ -191,8 +193,9 @@ class OpenConnect:
             theirs.close()
         self._transport = "tls"
         try:
-            ours.send({**self._request, "pins": list(self._pins())})
             with Deadline(START_SECONDS):
+                address = await self._answering_address()
+                ours.send({**self._request, "address": address, "pins": list(self._pins())})
                 why = None
                 while why is None and not self._attached:
                     why = await self._heed(await _received(ours), ours)
@@ -207,6 +210,19 @@ class OpenConnect:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+
+    async def _answering_address(self) -> str | None:
+        """Which of the addresses that the server's name stands for answers; None where that is not known or needed."""
+        if is_address(self._host):
+            return None
+        try:
+            with Deadline(_ADDRESS_SECONDS):
+                sock = await Server("VPN server", self._host, self._port, "HTCONDOR_VPN_OPENCONNECT_SERVERS").dial()
+        except (OSError, VpnError, asyncio.TimeoutError) as error:  # the library will say it in its own words
+            log.debug("%s: %s", self.name, error)
+            return None
+        with sock:
+            return str(sock.getpeername()[0])
 
     async def _heed(self, message: dict[str, Any] | None, channel: Channel) -> VpnError | None:
         """Does what a message of the client asks for; returns what is wrong where it was the last."""

@@ -2,8 +2,9 @@
 
     python3 -IS openconnect_client.py DESCRIPTOR
 
-DESCRIPTOR is a connected SOCK_SEQPACKET socket. The first message to it is {"url", "user", "password", "certificate",
-"key", "pins", "ca_file", "dtls", "cookie"}, each a text, a list or null. Its own are
+DESCRIPTOR is a connected SOCK_SEQPACKET socket. The first message to it is {"url", "address", "user", "password",
+"certificate", "key", "pins", "ca_file", "dtls", "cookie"}, each a text, a list or null. `address` is the one that the
+url's name stands for, where it is known. Its own messages are
 
     {"refused": why}, {"untrusted": why}, {"failed": why}   it ends, before it was connected
     {"expired": why}                                        the same, as the server does not take the cookie any more
@@ -99,6 +100,7 @@ _NewConfig = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_char_p, c.c_int)
 _ProcessForm = c.CFUNCTYPE(c.c_int, c.c_void_p, c.POINTER(_Form))
 _Progress = c.CFUNCTYPE(None, c.c_void_p, c.c_int, c.c_char_p, *([c.c_void_p] * _ARGUMENTS))
 _SetupTun = c.CFUNCTYPE(None, c.c_void_p)
+_GetAddrInfo = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_char_p, c.c_char_p, c.c_void_p, c.c_void_p)
 
 
 class Client:
@@ -114,7 +116,7 @@ class Client:
         self._library.openconnect_init_ssl()
         self._callbacks = (
             _Validate(self._validate), _NewConfig(lambda *_: 0), _ProcessForm(self._process_form),
-            _Progress(self._progress), _SetupTun(self._set_up_tun),
+            _Progress(self._progress), _SetupTun(self._set_up_tun), _GetAddrInfo(self._get_addr_info),
         )  # fmt: skip
         new = self._library.openconnect_vpninfo_new
         new.restype = c.c_void_p
@@ -132,6 +134,8 @@ class Client:
         if request["certificate"]:
             call("set_client_cert", _bytes(request["certificate"]), _bytes(request["key"]))
         call("parse_url", _bytes(request["url"]))
+        if request["address"]:
+            call("override_getaddrinfo", self._callbacks[5], check=False)
         if not request["dtls"]:
             call("disable_dtls")
 
@@ -203,6 +207,12 @@ class Client:
             self._answered = self._answered or option.contents.type == _PASSWORD
             option = option.contents.next
         return _OK
+
+    def _get_addr_info(self, _: int | None, _node: bytes, service: bytes, hints: int | None, result: int | None) -> int:
+        """See getaddrinfo(3). By itself the library would wait for minutes for the first address that is silent."""
+        address = _bytes(self._request["address"])
+        code: int = self._libc.getaddrinfo(address, service, c.c_void_p(hints), c.c_void_p(result))
+        return code
 
     def _progress(self, _: int | None, level: int, template: bytes, *arguments: int | None) -> None:
         buffer = c.create_string_buffer(1024)

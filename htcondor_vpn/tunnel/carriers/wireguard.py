@@ -29,6 +29,9 @@ START_SECONDS = 6.5
 #: And starting the program itself, on a busy node.
 _SET_UP_SECONDS = 16.0
 _ASK_SECONDS = 2.0
+#: How long one address of a server may be silent before the next one is tried: its name may have several, of which some
+#: are of no use, as those of IPv6 where nothing passes by it.
+_OTHERS_SECONDS = 2.5
 _LINK = "wg0"
 
 #: The headers of IP, UDP and WireGuard, and its authentication tag.
@@ -54,13 +57,20 @@ class WireguardCarrier(DirectCarrier):
     async def probe(self) -> Answer:
         await self._tunnel.start()  # which does not count for how long the name servers take
         await self._tunnel.fit()
+        probing = asyncio.ensure_future(super().probe())
         try:
-            return await super().probe()
+            await asyncio.wait([probing], timeout=_OTHERS_SECONDS if self._tunnel.has_others else None)
+            if probing.done() or await self._tunnel.spoken():
+                answer = await probing
+                self._tunnel.answered()
+                return answer
         except GatewayUnreachable:
             if await self._tunnel.spoken():
                 raise
+        finally:
+            probing.cancel()
         raise GatewayUnreachable(
-            f"the WireGuard server {self.name} does not answer: there was no handshake",
+            f"the WireGuard server {self.name} does not answer: there was no handshake{self._tunnel.elsewhere()}",
             "check that the keys of both sides match, and that this node may send UDP to it",
         )
 
@@ -75,6 +85,9 @@ class WireguardTunnel:
         self._running: WireguardProcess | None = None
         self._starting: asyncio.Future[None] | None = None
         self._peers: list[Peer] = []
+        self._known: dict[str, list[Address]] = {}  # what the peers' hosts stand for
+        self._silent: set[Address] = set()  # those of them that were tried in vain
+        self._good: set[Address] = set()
         self._mtu = config.mtu
 
     async def open(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
@@ -101,7 +114,7 @@ class WireguardTunnel:
 
     async def _start(self) -> None:
         self._end()
-        peers = await asyncio.gather(*map(_located, self._config.peers))
+        peers = await asyncio.gather(*map(self._located, self._config.peers))
         namespace = self._namespace
         if namespace is None:
             namespace = self._namespace = await TunNamespace.make()
@@ -114,6 +127,39 @@ class WireguardTunnel:
             self._end()
             raise
         log.info("WireGuard to %s runs", self.name)
+
+    async def _located(self, peer: RemotePeer) -> Peer:
+        """Looks up where a peer is: where it was found last, or else at an address that was not tried yet.
+
+        Raises `GatewayNameError`.
+        """
+        host, port = peer.endpoint
+        found = self._known[host] = await _addresses(host, port)
+        untried = [address for address in found if address not in self._silent]
+        address = min(untried or found, key=lambda address: address not in self._good)
+        return Peer(peer.public_key, peer.allowed_ips, peer.preshared_key, (address, port), peer.keepalive_seconds)
+
+    @property
+    def _used(self) -> set[Address]:
+        return {peer.endpoint[0] for peer in self._peers if peer.endpoint is not None}
+
+    @property
+    def has_others(self) -> bool:
+        """Whether there are addresses of the peers' names that could be tried instead."""
+        return any(set(found) - self._used for found in self._known.values())
+
+    def answered(self) -> None:
+        """Takes note of addresses that are good."""
+        self._good, self._silent = self._used, set()
+
+    def elsewhere(self) -> str:
+        """Has others tried at the next start, and tells where it was in vain, if there are others."""
+        if not self.has_others:
+            return ""
+        self._silent |= self._used
+        if all(self._silent.issuperset(found) for found in self._known.values()):
+            self._silent = set()  # all over again
+        return f" at {', '.join(sorted(map(str, self._used)))}"
 
     async def fit(self) -> None:
         """Makes the tunnel's packets as small as the path to the peers wants them, or as large as they may be again.
@@ -176,9 +222,8 @@ def fitting_mtu(config: WireguardConfig, paths: Iterable[tuple[Address, int | No
     return max(min(config.mtu, least), min([config.mtu, *fitting]))
 
 
-async def _located(peer: RemotePeer) -> Peer:
-    """Looks up where a peer is; raises `GatewayNameError`."""
-    host, port = peer.endpoint
+async def _addresses(host: str, port: int) -> list[Address]:
+    """Looks up what a host's name stands for; raises `GatewayNameError`."""
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_DGRAM)
     except socket.gaierror as error:
@@ -186,5 +231,4 @@ async def _located(peer: RemotePeer) -> Peer:
             f"the WireGuard server's name {host} does not resolve: {error.strerror}",
             "check Endpoint in the WireGuard configuration, or put an address there",
         ) from error
-    address = ip_address(found[0][4][0])
-    return Peer(peer.public_key, peer.allowed_ips, peer.preshared_key, (address, port), peer.keepalive_seconds)
+    return list(dict.fromkeys(ip_address(each[4][0]) for each in found))
