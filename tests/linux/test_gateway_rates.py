@@ -1,6 +1,7 @@
 """Limits of rates hold over all workers of a gateway, and pilots share them fairly."""
 
 import asyncio
+import contextlib
 import time
 
 import pytest
@@ -57,5 +58,55 @@ def test_pilots_with_different_numbers_of_flows_share_a_limit(site, start):
             assert any(map(as_wanted, seen)), seen
             assert sum(counts.values()) * 8 / 1e6 < 1.1 * 60 * elapsed
             assert counts["slow"] * 8 / 1e6 < 6 * elapsed
+
+    run(body())
+
+
+async def give(stream, name):
+    """Tells who it is, and sends without end."""
+    await stream.write(f"{name}\n".encode())
+    while True:
+        await stream.write(bytes(65536))
+
+
+def counter(counts):
+    """What serves those who `give`, and counts what arrives of each."""
+
+    async def count(sock):
+        loop, said = asyncio.get_running_loop(), b""
+        with sock, contextlib.suppress(OSError):
+            while b"\n" not in said:
+                said += await loop.sock_recv(sock, 4096)
+            name = said.partition(b"\n")[0].decode()
+            while data := await loop.sock_recv(sock, 262144):
+                counts[name] += len(data)
+
+    return count
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("direction", ["UP", "DOWN"])
+def test_twenty_pilots_share_within_five_percent(site, start, direction):
+    """With one to three flows each, over two workers."""
+    gateway, client = start(**{f"{direction}_MBPS": 40})
+    names = [f"pilot{number}" for number in range(20)]
+    tokens = {name: gateway.token("add", name).strip() for name in names}
+    counts = dict.fromkeys(names, 0)
+
+    async def body():
+        async with echo_server(site, serve=source if direction == "DOWN" else counter(counts)):
+            tasks = []
+            for number, name in enumerate(names):
+                for _ in range(1 + number % 3):
+                    stream = await client.flow(token=tokens[name])
+                    moving = take(stream, counts, name) if direction == "DOWN" else give(stream, name)
+                    tasks.append(asyncio.ensure_future(moving))
+            found = await rates(counts, settle_seconds=4.0, seconds=8.0)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            mean = sum(found.values()) / len(found)
+            assert 1 < mean <= 2.1, found
+            assert all(rate == pytest.approx(mean, rel=0.05) for rate in found.values()), found
 
     run(body())
