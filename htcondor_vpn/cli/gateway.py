@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -127,6 +128,7 @@ def _add_run_options(parser: argparse.ArgumentParser, default: object) -> None:
 def _run(_args: argparse.Namespace, settings: Settings) -> int:
     from htcondor_vpn.gateway import kinds
 
+    logging.raiseExceptions = False  # a full disk below our own log is nothing that could be told there
     logging.basicConfig(
         stream=sys.stderr,
         level=settings.log_level.upper(),
@@ -134,8 +136,14 @@ def _run(_args: argparse.Namespace, settings: Settings) -> int:
     )
     for warning in settings.warnings:
         logging.warning("%s", warning)
-    kinds.run(settings, lambda line: print(line, flush=True))
+    kinds.run(settings, _announce)
     return 0
+
+
+def _announce(line: str) -> None:
+    """Says it where there is someone to read it: a full disk, or a reader that has gone, ends no gateway."""
+    with contextlib.suppress(OSError):
+        os.write(sys.stdout.fileno(), f"{line}\n".encode())
 
 
 def _pin(_args: argparse.Namespace, settings: Settings) -> int:

@@ -26,16 +26,22 @@ Answer = dict[str, Any]
 class ControlSocket:
     """Listens in `folder`, and has `answer` make an answer of each request; a later gateway takes its place.
 
+    `former` is the descriptor of one that a former program has made: a new one would need room on the disk.
     A connection is kept until its other end goes: so that who asks can wait for the gateway's own end.
     """
 
-    def __init__(self, folder: Path, loop: Loop, answer: Callable[[Answer, Channel], None]) -> None:
+    def __init__(
+        self, folder: Path, loop: Loop, answer: Callable[[Answer, Channel], None], former: int | None = None
+    ) -> None:
         self._loop, self._answer = loop, answer
         self._path = folder / FILE
-        self._listener = _listen(folder)
+        self._listener = _listen(folder) if former is None else socket.socket(fileno=former)
         self._identity = _identity(self._path)
         self._channels: set[Channel] = set()
         loop.watch(self._listener, self._accept)
+
+    def fileno(self) -> int:
+        return self._listener.fileno()
 
     def close(self) -> None:
         """Listens no more, and removes the socket if it is still this one."""

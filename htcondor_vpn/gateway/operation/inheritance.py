@@ -30,13 +30,17 @@ class Heir:
 
 @dataclass(frozen=True)
 class Inheritance:
-    """Descriptors of the listening sockets and of the counts' memory; the workers; which generation it hands on."""
+    """Descriptors of the listening sockets and of the counts' memory; the workers; which generation it hands on.
+
+    `control` is the descriptor of the operator's socket, -1 for none.
+    """
 
     listeners: list[int] = field(default_factory=list)
     seats: int = -1
     workers: list[Heir] = field(default_factory=list)
     generation: int = 0
     started: float = 0.0
+    control: int = -1
 
 
 def inherited() -> Inheritance | None:
@@ -110,7 +114,8 @@ def _of(kind: type[Any], known: dict[str, Any]) -> dict[str, Any]:
 
 
 def _descriptors(inheritance: Inheritance) -> list[int]:
-    return [*inheritance.listeners, inheritance.seats, *(worker.channel for worker in inheritance.workers)]
+    control = [] if inheritance.control < 0 else [inheritance.control]
+    return [*inheritance.listeners, inheritance.seats, *control, *(worker.channel for worker in inheritance.workers)]
 
 
 def _argv() -> list[str]:

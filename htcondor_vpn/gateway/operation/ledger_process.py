@@ -47,6 +47,8 @@ def keep_ledger(folder: Path, keep_seconds: float, keep_flows: int, channel: Cha
             received = channel.receive()
             if received is None:
                 keeper.write()
+                if lacking := keeper.state()["waiting"]:
+                    log.error("the ledger lacks %d flows, for it could not be written to the end", lacking)
                 return
             keeper.take(received[0])
 

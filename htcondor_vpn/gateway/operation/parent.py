@@ -59,6 +59,9 @@ class Parent:
         self._stopping = self._draining = self._running = False
         self._pause = _FIRST_PAUSE_SECONDS
         self._checking: tuple[Check, Channel | None] | None = None
+        self._control: ControlSocket | None = None
+        inherits_control = inheritance is not None and inheritance.control >= 0
+        self._former_control = inheritance.control if inheritance is not None and inherits_control else None
         self._signals = SignalDescriptor(_SIGNALS)
         self._loop.watch(self._signals, self._signalled)
         for heir in inheritance.workers if inheritance is not None else ():
@@ -77,7 +80,8 @@ class Parent:
             self._loop.run_until(lambda: not self._workers, _START_SECONDS)
             raise self._failure or LimitReached("the gateway's processes do not start", "see what the machine is at")
         self._running = True
-        control = ControlSocket(self._equipment.settings.gateway_dir, self._loop, self._asked)
+        folder = self._equipment.settings.gateway_dir
+        self._control = ControlSocket(folder, self._loop, self._asked, self._former_control)
         for worker in self._workers:
             if worker.retired:
                 worker.tell({"retire": True})
@@ -87,7 +91,7 @@ class Parent:
         if self._equipment.rates != Rates():
             self._allocate()
         self._loop.run_until(lambda: not self._workers and self._ending)
-        control.close()
+        self._control.close()
         self._ledger.close()
 
     # Workers
@@ -291,7 +295,7 @@ class Parent:
                 Inheritance(
                     [listener.fileno() for listener in self._equipment.listeners], self._equipment.seats.descriptor,
                     [Heir(each.child.pid, each.child.channel.fileno(), each.column) for each in self._workers],
-                    self._generation, self._started,
+                    self._generation, self._started, -1 if self._control is None else self._control.fileno(),
                 )
             )  # fmt: skip
         except OSError as error:

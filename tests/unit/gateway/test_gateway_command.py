@@ -71,6 +71,18 @@ def test_a_gateway_starts_and_ends(started, command, tmp_path, ipv6):
     assert command("pin").stdout == lines[2] + "\n"
 
 
+def test_a_gateway_goes_on_though_nobody_reads_what_it_says(started, command):
+    """It says it again when it is restarted."""
+    with started("--listen", "127.0.0.1:0") as (process, _):
+        process.stdout.close()
+        process.stderr.close()
+        restarted = command("restart")
+        assert (restarted.returncode, restarted.stderr) == (0, "")
+        assert '"generation": 2' in command("status", "--json").stdout
+        process.terminate()
+        assert process.wait(TIMEOUT_SECONDS) == 0
+
+
 @pytest.mark.parametrize("verb", [[], ["run"]])
 def test_run_is_what_no_verb_means(started, verb):
     with started(*verb, "--listen", "127.0.0.1:0") as (process, lines):
