@@ -9,7 +9,7 @@ from shell_pilot import ShellPilot
 from htcondor_vpn.bundle.build import build
 from htcondor_vpn.testbed import plan
 from htcondor_vpn.testbed.capture import Capture
-from htcondor_vpn.testbed.gateway import PORT
+from htcondor_vpn.testbed.gateway import PORT, SiteGateway
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +19,13 @@ def bundle(tmp_path_factory):
     with helpers_on_path():
         build(path, ["nft", "iptables"], with_python=False)
     return path
+
+
+@pytest.fixture(scope="module")
+def gateway(site, tmp_path_factory):
+    """A gateway in the DMZ, with a token for pilots."""
+    with SiteGateway(site.dmz, tmp_path_factory.mktemp("gateway")) as gateway:
+        yield gateway
 
 
 @pytest.fixture

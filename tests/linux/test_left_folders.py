@@ -12,19 +12,13 @@ import pytest
 from bundle_site import told_of
 from shell_pilot import wait_until
 
-from htcondor_vpn.testbed.gateway import SiteGateway, vpn_command
+from htcondor_vpn.testbed.gateway import vpn_command
 from htcondor_vpn.testbed.logs import wait_for_log
 
 #: Stands in for HTCondor's: what it does is of no matter here.
 MASTER = "#!/bin/sh\necho ready\nexec sleep 1000\n"
 KINDS = pytest.mark.parametrize("kind", ["run", "condor"])
 SMALL_FILES = 20_000
-
-
-@pytest.fixture(scope="module")
-def gateway(site, tmp_path_factory):
-    with SiteGateway(site.dmz, tmp_path_factory.mktemp("gateway")) as gateway:
-        yield gateway
 
 
 @pytest.fixture

@@ -18,12 +18,6 @@ from htcondor_vpn.testbed.services import HTTP_PORT, url
 from htcondor_vpn.testbed.services.oddities import REFUSED_PORT
 
 
-@pytest.fixture(scope="module")
-def gateway(site, tmp_path_factory):
-    with SiteGateway(site.dmz, tmp_path_factory.mktemp("gateway")) as gateway:
-        yield gateway
-
-
 @pytest.fixture
 def run(site, gateway):
     """Runs a command in the tunnel on the node, and returns what it left: code (negative: signal) and output."""

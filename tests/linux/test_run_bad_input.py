@@ -10,13 +10,6 @@ import pytest
 from htcondor_vpn.errors import VpnError
 from htcondor_vpn.linux import namespaces
 from htcondor_vpn.linux.programs import find_program
-from htcondor_vpn.testbed.gateway import SiteGateway
-
-
-@pytest.fixture(scope="module")
-def gateway(site, tmp_path_factory):
-    with SiteGateway(site.dmz, tmp_path_factory.mktemp("gateway")) as gateway:
-        yield gateway
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from job_inside import job_argv
 from shell_pilot import ShellPilot as Pilot
 from shell_pilot import wait_until
 
 from htcondor_vpn.linux.programs import find_program
 from htcondor_vpn.testbed import plan
-from htcondor_vpn.testbed.gateway import SiteGateway
 from htcondor_vpn.testbed.logs import wait_for_log
 from htcondor_vpn.testbed.services import HTTP_PORT
 from htcondor_vpn.testbed.services.oddities import REFUSED_PORT
@@ -38,12 +38,6 @@ for argument in sys.argv[1:]:
 """
 
 
-@pytest.fixture(scope="module")
-def gateway(site, tmp_path_factory):
-    with SiteGateway(site.dmz, tmp_path_factory.mktemp("gateway")) as gateway:
-        yield gateway
-
-
 @pytest.fixture
 def run(site, gateway):
     def run(*command, options=()):
@@ -59,11 +53,7 @@ def run_job(run, tmp_path):
     """Runs a command as a job in a network of its own, and returns what it printed."""
 
     def run_job(*command):
-        scratch = tmp_path / "scratch"
-        scratch.mkdir()
-        (scratch / ".job.ad").write_text('MyType = "Job"\nRequestCpus = 1\n')
-        starter = f'exec "$0" {HERE}/fake_starter.py "$HTCONDOR_VPN_RUN_DIR/libexec" {scratch} "$@"'
-        told = json.loads(run("sh", "-c", starter, sys.executable, *command))
+        told = json.loads(run(*job_argv(tmp_path, *command)))
         assert told["status"] == 0, told["err"]
         return told["out"]
 

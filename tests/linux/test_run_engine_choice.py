@@ -21,12 +21,6 @@ NOBODY = "10.1.0.1:9"  # a port at which nobody listens
 
 
 @pytest.fixture(scope="module")
-def gateway(site, tmp_path_factory):
-    with SiteGateway(site.dmz, tmp_path_factory.mktemp("gateway")) as gateway:
-        yield gateway
-
-
-@pytest.fixture(scope="module")
 def squid(site, tmp_path_factory):
     with Squid(site.dmz, tmp_path_factory.mktemp("squid"), password=True) as squid:
         yield squid

@@ -7,18 +7,11 @@ import pytest
 from hostile_gateway import ANSWERS
 
 from htcondor_vpn.testbed import plan
-from htcondor_vpn.testbed.gateway import SiteGateway
 from htcondor_vpn.testbed.logs import wait_for_log
 
 PORT = 9443
 #: In so long it has been heard, however busy the machine is.
 CONNECT_SECONDS = 5
-
-
-@pytest.fixture(scope="module")
-def gateway(site, tmp_path_factory):
-    with SiteGateway(site.dmz, tmp_path_factory.mktemp("gateway")) as gateway:
-        yield gateway
 
 
 @pytest.mark.parametrize("what", ANSWERS)

@@ -9,21 +9,15 @@ from pathlib import Path
 
 import pytest
 from engine_site import use
+from job_inside import job_argv
 from test_run_connects import NOBODY
 
 from htcondor_vpn.linux.programs import find_program
 from htcondor_vpn.testbed import plan
 from htcondor_vpn.testbed.capture import Capture
-from htcondor_vpn.testbed.gateway import SiteGateway
 
 HERE = Path(__file__).parent
 FAR = [str(address) for address in plan.WORLD["http"]]
-
-
-@pytest.fixture(scope="module")
-def gateway(site, tmp_path_factory):
-    with SiteGateway(site.dmz, tmp_path_factory.mktemp("gateway")) as gateway:
-        yield gateway
 
 
 @pytest.fixture
@@ -42,11 +36,7 @@ def run_job(run, tmp_path):
     """The same as a job in a network of its own."""
 
     def run_job(*command):
-        scratch = tmp_path / "scratch"
-        scratch.mkdir()
-        (scratch / ".job.ad").write_text('MyType = "Job"\nRequestCpus = 1\n')
-        starter = f'exec "$0" {HERE}/fake_starter.py "$HTCONDOR_VPN_RUN_DIR/libexec" {scratch} "$@"'
-        code, said = run("sh", "-c", starter, sys.executable, *command)
+        code, said = run(*job_argv(tmp_path, *command))
         assert code == 0, said
         told = json.loads(said)
         return told["status"], told["out"] + told["err"]

@@ -23,12 +23,6 @@ NODE_V4 = str(plan.NODE.v4)
 
 
 @pytest.fixture(scope="module")
-def gateway(site, tmp_path_factory):
-    with SiteGateway(site.dmz, tmp_path_factory.mktemp("gateway")) as gateway:
-        yield gateway
-
-
-@pytest.fixture(scope="module")
 def other(site, gateway, tmp_path_factory):
     """A second gateway, which knows the same token and has the same key."""
     folder = tmp_path_factory.mktemp("other") / "gateway"

@@ -8,14 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from htcondor_vpn.testbed.gateway import SiteGateway
 from htcondor_vpn.testbed.logs import wait_for_log
-
-
-@pytest.fixture(scope="module")
-def gateway(site, tmp_path_factory):
-    with SiteGateway(site.dmz, tmp_path_factory.mktemp("gateway")) as gateway:
-        yield gateway
 
 
 @pytest.fixture

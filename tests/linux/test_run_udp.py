@@ -6,22 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from job_inside import job_argv
 
 from htcondor_vpn.addresses import PILOT_V6
 from htcondor_vpn.testbed import plan
-from htcondor_vpn.testbed.gateway import SiteGateway
 from htcondor_vpn.testbed.logs import wait_for_log
 from htcondor_vpn.testbed.services.oddities import ECHO_PORT, REFUSED_PORT
 
 HERE = Path(__file__).parent
 ECHO_V4, ECHO_V6 = str(plan.WORLD["http"].v4), str(plan.WORLD["http"].v6)
 SIZES = (1, 2, 512, 1400, 1473, 3972, 3973, 9000, 60000)
-
-
-@pytest.fixture(scope="module")
-def gateway(site, tmp_path_factory):
-    with SiteGateway(site.dmz, tmp_path_factory.mktemp("gateway")) as gateway:
-        yield gateway
 
 
 @pytest.fixture
@@ -39,12 +33,8 @@ def run_job(run, tmp_path):
     """Runs a command as a job in a network of its own, and returns what it printed."""
 
     def run_job(*command):
-        scratch = tmp_path / "scratch"
-        scratch.mkdir()
-        (scratch / ".job.ad").write_text('MyType = "Job"\nRequestCpus = 1\n')
-        starter = f'exec "$0" {HERE}/fake_starter.py "$HTCONDOR_VPN_RUN_DIR/libexec" {scratch} "$@"'
         limits = ["--set", "HTCONDOR_VPN_JOB_UP_MBPS=500", "--set", "HTCONDOR_VPN_JOB_DOWN_MBPS=500"]
-        told = json.loads(run("sh", "-c", starter, sys.executable, *command, options=limits))
+        told = json.loads(run(*job_argv(tmp_path, *command), options=limits))
         assert told["status"] == 0, told["err"]
         return told["out"]
 

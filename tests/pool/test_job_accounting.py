@@ -5,12 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from tunnelled_pilot import tunnelled_pilot
 
 from htcondor_vpn.jobnet.counting import ledger
 from htcondor_vpn.testbed import plan
-from htcondor_vpn.testbed.condor_folder import Master, wait_until
-from htcondor_vpn.testbed.gateway import SiteGateway
-from htcondor_vpn.testbed.logs import wait_for_log
+from htcondor_vpn.testbed.condor_folder import wait_until
 from htcondor_vpn.testbed.pool import EXECUTING, WAIT_SECONDS
 
 pytest.importorskip("classad2", reason="a policy file needs HTCondor's Python bindings")
@@ -45,25 +44,18 @@ def ledgers(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pilot(site, pool, ledgers, tmp_path_factory):
+def pilot(site, pool, gateway, ledgers, tmp_path_factory):
     """A pilot whose policy has a class, and a destination that is forbidden."""
     folder = tmp_path_factory.mktemp("pilot")
     (folder / "policy").write_text(POLICY)
-    config = pool.pilot(folder, name=NAME)
-    config.use_vpn(
+    knobs = (
         f"HTCONDOR_VPN_JOB_POLICY_FILE = {folder / 'policy'}",
         f"HTCONDOR_VPN_JOB_LEDGER_DIR = {ledgers}",
         "STARTER_UPDATE_INTERVAL = 2",
         "UPDATE_INTERVAL = 3",
     )
-    log = config.folder / "log" / "master.out"
-    log.touch()
-    with SiteGateway(site.dmz, tmp_path_factory.mktemp("gateway")) as gateway:
-        with Master(site.node, config, launcher=gateway.run_argv([], "-v")) as master:
-            wait_for_log(log, b"the tunnel is up")
-            pool.wait_for_startd(NAME, constraint='VpnState == "up"')
-            yield config
-            assert master.poll() is None
+    with tunnelled_pilot(site, pool, gateway, folder, NAME, *knobs) as config:
+        yield config
 
 
 def test_a_job_is_accounted_for_everywhere(pool, pilot, ledgers, far_side):

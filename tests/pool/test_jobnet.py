@@ -11,9 +11,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from tunnelled_pilot import tunnelled_pilot
 
 from htcondor_vpn.linux.programs import ProgramFailed
-from htcondor_vpn.testbed.condor_folder import Master, wait_until
+from htcondor_vpn.testbed.condor_folder import wait_until
 from htcondor_vpn.testbed.headers import payload_bytes
 from htcondor_vpn.testbed.logs import wait_for_log
 from htcondor_vpn.testbed.pool import ABORTED, EXECUTING, WAIT_SECONDS
@@ -33,15 +34,9 @@ REMOTE_ERROR = 21
 @pytest.fixture(scope="module")
 def pilot(site, pool, gateway, tmp_path_factory):
     """A pilot with the project's configuration whose tunnel is up."""
-    config = pool.pilot(tmp_path_factory.mktemp("pilot"), name=NAME)
-    config.use_vpn("HTCONDOR_VPN_JOB_MAX_MBPS = 400", "STARTER_UPDATE_INTERVAL = 2")
-    log = config.folder / "log" / "master.out"
-    log.touch()
-    with Master(site.node, config, launcher=gateway.run_argv([], "-v")) as master:
-        wait_for_log(log, b"the tunnel is up")
-        pool.wait_for_startd(NAME, constraint='VpnState == "up"')
+    knobs = "HTCONDOR_VPN_JOB_MAX_MBPS = 400", "STARTER_UPDATE_INTERVAL = 2"
+    with tunnelled_pilot(site, pool, gateway, tmp_path_factory.mktemp("pilot"), NAME, *knobs) as config:
         yield config
-        assert master.poll() is None
 
 
 def submit(pool, script, **more):

@@ -4,10 +4,9 @@ import sys
 import textwrap
 
 import pytest
+from tunnelled_pilot import tunnelled_pilot
 
 from htcondor_vpn.testbed.condor_folder import Master
-from htcondor_vpn.testbed.gateway import SiteGateway
-from htcondor_vpn.testbed.logs import wait_for_log
 
 NAME = "confined"
 
@@ -16,18 +15,10 @@ HELD_BY_HOOK, RUNS_OUTSIDE = 19, 30
 
 
 @pytest.fixture(scope="module")
-def pilot(site, pool, tmp_path_factory):
+def pilot(site, pool, gateway, tmp_path_factory):
     """A pilot with the project's configuration whose tunnel is up."""
-    with SiteGateway(site.dmz, tmp_path_factory.mktemp("gateway")) as gateway:
-        config = pool.pilot(tmp_path_factory.mktemp("pilot"), name=NAME)
-        config.use_vpn()
-        log = config.folder / "log" / "master.out"
-        log.touch()
-        with Master(site.node, config, launcher=gateway.run_argv([], "-v")) as master:
-            wait_for_log(log, b"the tunnel is up")
-            pool.wait_for_startd(NAME, constraint='VpnState == "up"')
-            yield config
-            assert master.poll() is None
+    with tunnelled_pilot(site, pool, gateway, tmp_path_factory.mktemp("pilot"), NAME) as config:
+        yield config
 
 
 @pytest.mark.parametrize("name", ["PreCmd", "PostCmd", "ToolDaemonCmd", "TransferPlugins"])

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from tunnelled_pilot import log_of, tunnelled_pilot
 
 from htcondor_vpn.cli.main import main
-from htcondor_vpn.testbed.condor_folder import Master
 from htcondor_vpn.testbed.logs import wait_for_log
 from htcondor_vpn.testbed.rates import assert_rate
 
@@ -51,15 +51,9 @@ def policy(pool, far_side, tmp_path_factory):
 @pytest.fixture(scope="module")
 def log(site, pool, gateway, policy, tmp_path_factory):
     """The log of a pilot with the policy whose tunnel is up."""
-    config = pool.pilot(tmp_path_factory.mktemp("pilot"), name=NAME)
-    config.use_vpn(f"HTCONDOR_VPN_JOB_POLICY_FILE = {policy}")
-    log = config.folder / "log" / "master.out"
-    log.touch()
-    with Master(site.node, config, launcher=gateway.run_argv([], "-v")) as master:
-        wait_for_log(log, b"the tunnel is up")
-        pool.wait_for_startd(NAME, constraint='VpnState == "up"')
-        yield log
-        assert master.poll() is None
+    knob = f"HTCONDOR_VPN_JOB_POLICY_FILE = {policy}"
+    with tunnelled_pilot(site, pool, gateway, tmp_path_factory.mktemp("pilot"), NAME, knob) as config:
+        yield log_of(config)
 
 
 def submit(pool, script, files=None, **more):

@@ -13,6 +13,7 @@ import ssl
 from dataclasses import replace
 
 import pytest
+from signing import Authority
 
 from htcondor_vpn.gateway.operation.listening import listen
 from htcondor_vpn.gateway.operation.server import Gateway
@@ -38,6 +39,19 @@ def pytest_pyfunc_call(pyfuncitem):
     arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
     asyncio.run(asyncio.wait_for(pyfuncitem.obj(**arguments), DEADLINE_SECONDS))
     return True
+
+
+@pytest.fixture(scope="module")
+def ca():
+    """Who vouches for pilots' certificates."""
+    return Authority()
+
+
+@pytest.fixture
+def ca_file(ca, tmp_path):
+    path = tmp_path / "ca.pem"
+    path.write_bytes(ca.pem)
+    return path
 
 
 class LoopbackOnly:

@@ -18,18 +18,6 @@ from htcondor_vpn.wire.tls import TlsStream
 TARGET = "/.well-known/htcondor-vpn"
 
 
-@pytest.fixture(scope="module")
-def ca():
-    return Authority()
-
-
-@pytest.fixture
-def ca_file(ca, tmp_path):
-    path = tmp_path / "ca.pem"
-    path.write_bytes(ca.pem)
-    return path
-
-
 def shown(certificate):
     return Presented(certificate=certificate.public_bytes(Encoding.DER))
 

@@ -6,7 +6,6 @@ import ssl
 from ipaddress import IPv4Address
 
 import pytest
-from signing import Authority
 
 from htcondor_vpn.errors import GatewayUntrusted, TokenRefused, TokenUnusable
 from htcondor_vpn.gateway.operation.listening import listen
@@ -17,18 +16,6 @@ from htcondor_vpn.wire.tls import TlsStream
 from htcondor_vpn.wire.trust import Trust
 
 LOOPBACK = IPv4Address("127.0.0.1")
-
-
-@pytest.fixture(scope="module")
-def ca():
-    return Authority()
-
-
-@pytest.fixture
-def ca_file(ca, tmp_path):
-    path = tmp_path / "ca.pem"
-    path.write_bytes(ca.pem)
-    return path
 
 
 @contextlib.asynccontextmanager
