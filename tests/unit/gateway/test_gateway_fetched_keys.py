@@ -75,6 +75,10 @@ def web(authority, tmp_path):
         try:
             yield served
         finally:
+            # Who still asks is answered: what is cut off in the middle would be found unclosed in another test.
+            for fetching in threading.enumerate():
+                if fetching.name.startswith("keys of "):
+                    fetching.join(DEADLINE_SECONDS)
             server.shutdown()
             thread.join(DEADLINE_SECONDS)
 
