@@ -62,7 +62,7 @@ def soak(report: Report, jobs: int, seed: int) -> None:
             report.add(f"growth of {name} (PSS)", True, pss_mb, "MB", MEASURED)
             grown_mb = (last[name].anonymous_bytes - first[name].anonymous_bytes) / 1e6
             wanted = f"< {_MOST_GROWN_MB:g} MB"
-            report.add(f"growth of {name} (PSS without files)", grown_mb < _MOST_GROWN_MB, grown_mb, "MB", wanted)
+            report.add(f"growth of {name}, without files", grown_mb < _MOST_GROWN_MB, grown_mb, "MB", wanted)
             grown, most = last[name].descriptors - first[name].descriptors, _STANDING_BY if name == "engine" else 0
             report.add(f"growth of {name}, descriptors", grown <= most, grown, "", f"<= {most}")
         for what, there in pilot.left().items():
@@ -164,4 +164,4 @@ def _say(report: Report, jobs: int, held: Mapping[str, _Held]) -> None:
         f"{name} {each.pss_bytes / 1e6:.1f} ({each.anonymous_bytes / 1e6:.1f}) MB and {each.descriptors}"
         for name, each in held.items()
     )
-    report.add(f"after {jobs} jobs, PSS (without files) and descriptors", True, text, "", MEASURED)
+    report.add(f"after {jobs} jobs, PSS (all without files) and descriptors", True, text, "", MEASURED)

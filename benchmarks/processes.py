@@ -54,8 +54,12 @@ def pss_bytes(pid: int) -> int:
 
 
 def anonymous_bytes(pid: int) -> int:
-    """The same without files: programs and libraries, of which a part is its own as soon as others end who use them."""
-    return _rolled_up(pid, "Pss_Anon:")
+    """Its memory without files, what it shares counted in whole.
+
+    Of what the processes of a pilot share since they were forked, each page becomes two when one of them writes to it
+    (a count of references, say). So the parts grow for a long time although none of them asks for more.
+    """
+    return _rolled_up(pid, "Anonymous:")
 
 
 def _rolled_up(pid: int, name: str) -> int:
