@@ -24,6 +24,9 @@ def make_lease(
     except ProcessLookupError as error:
         wrapper.close()
         raise NotAllowed(f"the starter {peer.parent_pid} has ended") from error
+    except OSError:  # no descriptor is left: all the more none may be lost
+        wrapper.close()
+        raise
     try:
         # Both are held now: if they are still who they were, their numbers had not come to mean other processes.
         if peer_of(connection.socket) != peer:

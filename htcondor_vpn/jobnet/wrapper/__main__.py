@@ -12,7 +12,7 @@ from htcondor_vpn.jobnet.wrapper.job import Job, leave
 from htcondor_vpn.jobnet.wrapper.lease import end, failed, resume, wait
 from htcondor_vpn.jobnet.wrapper.namespaces import CLONE_NEWNET, CLONE_NEWUSER, gain_nothing, kernel, make_namespaces
 from htcondor_vpn.jobnet.wrapper.surroundings import chained, chirp_config, environ, job_environment, requests_of_job
-from htcondor_vpn.jobnet.wrapper.text import complain
+from htcondor_vpn.jobnet.wrapper.text import complain, write_reason
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # which knows the module by this name
@@ -98,8 +98,7 @@ def main(argv: list[str]) -> None:
     except CannotRun as error:
         complain(error.reason)
         if error_file:
-            with open(error_file, "w") as file:
-                file.write(error.reason + "\n")
+            write_reason(error_file, error.reason)
         posix._exit(error.code)
 
 

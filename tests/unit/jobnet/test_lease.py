@@ -7,7 +7,9 @@ import pytest
 
 from htcondor_vpn.addresses import MAX_JOBS
 from htcondor_vpn.jobnet.lease import Lease, Leases
-from htcondor_vpn.linux.peers import Watched
+from htcondor_vpn.jobnet.lease_making import make_lease
+from htcondor_vpn.jobnet.protocol import Message
+from htcondor_vpn.linux.peers import Peer, Watched
 
 
 def lease(number: int) -> Lease:
@@ -67,3 +69,11 @@ def test_close_lets_go_of_everything() -> None:
                 os.fstat(descriptor)
 
     asyncio.run(main())
+
+
+def test_a_starter_that_cannot_be_held_costs_no_descriptor() -> None:
+    """For whatever reason: here the kernel takes its number for none."""
+    peer, before = Peer(os.getpid(), os.getuid(), -5, 0), os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="Invalid argument"):
+        make_lease(None, 0, -1, None, peer, Message("start"))  # type: ignore[arg-type]
+    assert os.listdir("/proc/self/fd") == before
