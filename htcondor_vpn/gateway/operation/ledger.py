@@ -115,8 +115,9 @@ def sums(folder: Path, by: str, since: float = 0.0, pilot: str = "") -> list[dic
         values = [*values[:-1], *values]
     names = ["pilot", "destination"] if by == "destination" else [by]
     names += ["flows", "bytes_up", "bytes_down"]
+    read_only = f"{(folder / FILE).absolute().as_uri()}?mode=ro"
     try:
-        with closing(sqlite3.connect(f"file:{folder / FILE}?mode=ro", uri=True, timeout=10)) as database:
+        with closing(sqlite3.connect(read_only, uri=True, timeout=10)) as database:
             rows = database.execute(query, values).fetchall()
     except sqlite3.Error as error:
         cause = f"{folder / FILE} cannot be read: {error}"

@@ -113,11 +113,17 @@ def row(account: Account, flights: Mapping[str, Any]) -> Row:
     totals = account.totals
     classes = {name: moved._asdict() for name, moved in account.by_class().items()}
     return (
-        account.number, account.started, account.ended, account.job, account.slot, account.rule, account.outcome,
+        account.number, account.started, account.ended, *map(_text, (account.job, account.slot, account.rule)),
+        account.outcome,
         totals.received_bytes, totals.sent_bytes, totals.received_packets, totals.sent_packets, account.connections,
         account.peak_in_mbps, account.peak_out_mbps, account.mean_in_mbps, account.mean_out_mbps,
         account.resent_segments, json.dumps(classes), json.dumps(flights),
     )  # fmt: skip
+
+
+def _text(name: str) -> str:
+    """A name as SQLite takes it: bytes that were no text are `?`. What a job calls itself must not end the books."""
+    return name.encode(errors="replace").decode()
 
 
 def read(path: Path, job: str = "", limit: int = 1000) -> list[dict[str, Any]]:

@@ -42,6 +42,14 @@ def test_sums_are_by_pilot_destination_and_outcome(ledger, tmp_path):
     assert stat.S_IMODE((tmp_path / FILE).stat().st_mode) == 0o600
 
 
+def test_a_folder_of_any_name(tmp_path):
+    folder = tmp_path / "100%41 what? #1"
+    folder.mkdir()
+    with closing(Ledger(folder, DAY, 1000)) as ledger:
+        ledger.write([record(1)])
+        assert sums(folder, "pilot")[0]["flows"] == 1
+
+
 def test_a_flow_is_one_row_however_often_it_is_told(ledger, tmp_path):
     ledger.write([record(1, up=5, outcome=""), record(1, up=9, outcome="")])
     ledger.write([record(1, up=11)])

@@ -51,6 +51,15 @@ def test_a_later_row_of_the_same_job_replaces_an_earlier_one(tmp_path):
     assert (tmp_path / "jobs.db").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_job_may_call_itself_anything(tmp_path):
+    """By an ad in any encoding, of which the bytes come here as they are."""
+    book = Ledger(tmp_path / "jobs.db")
+    name = b"ap#3.0#\xff".decode(errors="surrogateescape")
+    book.write([row(Account(3, job=name, slot=name, rule=name, started=1.0), FLIGHTS), row(account(4), FLIGHTS)])
+    book.close()
+    assert [job["job"] for job in read(tmp_path / "jobs.db")] == ["ap#4.0#1", "ap#3.0#?"]
+
+
 def test_thousands_of_jobs_do_not_stay_in_memory(tmp_path):
     said = run_program([sys.executable, "-c", MANY, str(tmp_path / "jobs.db")])
     assert int(said) < 1_000_000
