@@ -9,13 +9,13 @@ in the kernel, and the next broker takes the jobs over as their wrappers come ba
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
 import logging
 import os
 import socket
 from collections.abc import Callable, Collection, Coroutine
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
@@ -29,6 +29,7 @@ from htcondor_vpn.jobnet.policy.policy import Policy
 from htcondor_vpn.jobnet.protocol import Connection, Message, ProtocolError
 from htcondor_vpn.jobnet.service import JobNetworks
 from htcondor_vpn.linux import ancestry
+from htcondor_vpn.linux.acceptor import Acceptor
 from htcondor_vpn.linux.peers import Peer, peer_of
 from htcondor_vpn.settings import Settings
 
@@ -112,6 +113,7 @@ class Broker:
         self._connections: set[asyncio.Task[None]] = set()
         self._ended = asyncio.Event()
         self._doors: list[tuple[socket.socket, _Receiver]] = []
+        self._acceptors: list[Acceptor] = []
 
     def listen(self, listener: socket.socket, receive: _Receiver) -> None:
         """Has `run` serve one more listening socket too."""
@@ -127,7 +129,7 @@ class Broker:
         try:
             loop.add_reader(self._control.fileno(), self._hear_supervisor)
             for listener, receive in doors:
-                loop.add_reader(listener.fileno(), self._accept, listener, receive)
+                self._acceptors.append(Acceptor(listener, partial(self._accepted, receive)))
             self._tell_supervisor({"ready": True})
             await self._ended.wait()
             if not self._policy_lives:
@@ -136,8 +138,9 @@ class Broker:
             self.networks.close()
         finally:
             loop.remove_reader(self._control.fileno())
+            for acceptor in self._acceptors:
+                acceptor.close()
             for listener, _ in doors:
-                loop.remove_reader(listener.fileno())
                 listener.close()
 
     def _policy_died(self) -> None:
@@ -181,13 +184,7 @@ class Broker:
     def _tell_jobs(self, count: int) -> None:
         self._tell_supervisor({"jobs": count})
 
-    def _accept(self, listener: socket.socket, receive: _Receiver) -> None:
-        try:
-            sock, _ = listener.accept()
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
-                log.error("a connection to the broker could not be accepted: %s", error)
-            return
+    def _accepted(self, receive: _Receiver, sock: socket.socket) -> None:
         if len(self._connections) >= _MOST_CONNECTIONS:
             log.error("the broker has %d connections and takes no more", len(self._connections))
             sock.close()

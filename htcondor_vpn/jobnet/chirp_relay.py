@@ -8,6 +8,7 @@ import socket
 from contextlib import suppress
 
 from htcondor_vpn.condor.chirp import ChirpConfig, is_a_starters
+from htcondor_vpn.linux.acceptor import Acceptor
 
 log = logging.getLogger(__name__)
 
@@ -27,24 +28,18 @@ class ChirpRelay:
         self._listener, self._starter = listener, starter
         self._pumps: set[asyncio.Task[None]] = set()
         self._known: asyncio.Future[bool] | None = None
-        asyncio.get_running_loop().add_reader(listener.fileno(), self._accept)
+        self._acceptor = Acceptor(listener, self._accepted)
 
     def close(self) -> None:
         """Stops listening and breaks the connections."""
-        if self._listener.fileno() >= 0:
-            asyncio.get_running_loop().remove_reader(self._listener.fileno())
-            self._listener.close()
+        self._acceptor.close()
+        self._listener.close()
         for pump in self._pumps:
             pump.cancel()
         if self._known is not None:
             self._known.cancel()
 
-    def _accept(self) -> None:
-        try:
-            connection, _ = self._listener.accept()
-        except OSError as error:
-            log.debug("a chirp connection was gone before it was accepted: %s", error)
-            return
+    def _accepted(self, connection: socket.socket) -> None:
         if len(self._pumps) >= _MOST_CONNECTIONS:
             log.warning("a job has %d chirp connections, no more are taken", len(self._pumps))
             connection.close()
@@ -54,7 +49,6 @@ class ChirpRelay:
         pump.add_done_callback(self._pumps.discard)
 
     async def _carry(self, connection: socket.socket) -> None:
-        connection.setblocking(False)
         ends: list[asyncio.StreamWriter] = []
         try:
             reader, writer = await asyncio.open_connection(sock=connection)

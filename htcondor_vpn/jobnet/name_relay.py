@@ -11,6 +11,8 @@ import socket
 from contextlib import suppress
 from typing import Any
 
+from htcondor_vpn.linux.acceptor import Acceptor
+
 log = logging.getLogger(__name__)
 
 _ANSWER_SECONDS = 10.0
@@ -25,17 +27,16 @@ class NameRelay:
     def __init__(self, datagrams: socket.socket, streams: socket.socket, server: str) -> None:
         self._datagrams, self._streams, self._server = datagrams, streams, server
         self._tasks: set[asyncio.Task[None]] = set()
-        loop = asyncio.get_running_loop()
-        loop.add_reader(datagrams.fileno(), self._ask)
-        loop.add_reader(streams.fileno(), self._accept)
+        asyncio.get_running_loop().add_reader(datagrams.fileno(), self._ask)
+        self._acceptor = Acceptor(streams, self._accepted)
 
     def close(self) -> None:
         """Stops serving. May be repeated."""
-        loop = asyncio.get_running_loop()
-        for sock in (self._datagrams, self._streams):
-            if sock.fileno() >= 0:
-                loop.remove_reader(sock.fileno())
-                sock.close()
+        self._acceptor.close()
+        self._streams.close()
+        if self._datagrams.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self._datagrams.fileno())
+            self._datagrams.close()
         for task in self._tasks:
             task.cancel()
 
@@ -65,12 +66,7 @@ class NameRelay:
             except (OSError, asyncio.TimeoutError) as error:
                 log.info("the name server %s does not answer: %s", self._server, error or "in time")
 
-    def _accept(self) -> None:
-        try:
-            connection, _ = self._streams.accept()
-        except OSError:
-            return
-        connection.setblocking(False)
+    def _accepted(self, connection: socket.socket) -> None:
         if len(self._tasks) >= _MOST_QUESTIONS:
             connection.close()
             return

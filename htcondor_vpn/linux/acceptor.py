@@ -20,11 +20,15 @@ class Acceptor:
         self._listener, self._take = listener, take
         self._loop = asyncio.get_running_loop()
         self._pause: asyncio.TimerHandle | None = None
+        self._closed = self._waits = False
         listener.setblocking(False)
         self._watch()
 
     def close(self) -> None:
-        """Takes no more. Idempotent."""
+        """Takes no more; to be called before the listener is closed. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
         self._loop.remove_reader(self._listener)
         if self._pause is not None:
             self._pause.cancel()
@@ -41,9 +45,12 @@ class Acceptor:
             except ConnectionError:
                 continue  # it was given up before we came to it
             except OSError as error:  # no descriptors left: let some connections end first
-                log.error("connections wait: %s", error)
+                if not self._waits:
+                    log.error("connections wait: %s", error)
+                self._waits = True
                 self._loop.remove_reader(self._listener)
                 self._pause = self._loop.call_later(_PAUSE_SECONDS, self._watch)
                 return
+            self._waits = False
             sock.setblocking(False)
             self._take(sock)
