@@ -36,6 +36,10 @@ _BATCH, _LOW = 8, 4
 #: Packets that wait for the VPN's program: what is more is lost, and TCP slows down.
 _QUEUE_PACKETS = 1000
 
+#: Longer than it takes there to start wireguard-go on a busy node. They are counted one by one: when a whole pilot was
+#: stopped and goes on, nobody has been silent for long.
+_SILENT_SECONDS = 20
+
 log = logging.getLogger(__name__)
 
 
@@ -205,7 +209,21 @@ class TunNamespace:
             self._channel.send(message)
         except OSError:
             self._over()
-        return await answer
+        return await self._in_time(answer)
+
+    async def _in_time(self, answer: asyncio.Future[list[int]]) -> list[int]:
+        """Returns the answer; ends the process, which raises ConnectionResetError, if it is stopped or stuck."""
+        try:
+            for _ in range(_SILENT_SECONDS):
+                done, _pending = await asyncio.wait([answer], timeout=1.0)
+                if done:
+                    break
+            else:
+                log.error("the process of the tun's namespace is stopped or stuck, and killed")
+                self._over()
+            return await answer
+        finally:
+            answer.cancel()  # whoever asked may have given up
 
     def _expect(self) -> asyncio.Future[list[int]]:
         answer: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
