@@ -22,7 +22,7 @@ from htcondor_vpn.settings import Settings
 def add_arguments(nouns: Any) -> None:
     """Adds `list` and `show` to the nouns of `job`."""
     listed = nouns.add_parser("list", help="list jobs with a network, the running ones first")
-    listed.add_argument("--limit", type=int, default=50, metavar="N", help="no more than so many jobs (default 50)")
+    listed.add_argument("--limit", type=_count, default=50, metavar="N", help="no more than so many jobs (default 50)")
     listed.set_defaults(act=_list)
     shown = nouns.add_parser("show", help="say all of one job: bytes by class, rates, and whom it talked to")
     shown.add_argument("job", metavar="JOB", help="a GlobalJobId or a part of it that no other has, as `#12.0#`")
@@ -36,6 +36,12 @@ def add_arguments(nouns: Any) -> None:
             "root runs here, and of the folder that the knob HTCONDOR_VPN_JOB_LEDGER_DIR names)",
         )
         parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"a number from 1 on, not {text!r}")
+    return int(text)
 
 
 def _list(args: argparse.Namespace) -> int:

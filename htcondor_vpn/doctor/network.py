@@ -69,7 +69,8 @@ def ssh(destination: str) -> Finding:
     name = f"login node {destination}, ssh"
     options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={_SECONDS:.0f}", "-o", "StrictHostKeyChecking=yes"]
     try:
-        argv = [find_program("ssh", "openssh-client"), "-T", *options, "-o", "ControlPath=none", destination, "true"]
+        argv = [find_program("ssh", "openssh-client"), "-T", *options, "-o", "ControlPath=none"]
+        argv += ["--", destination, "true"]
         done = subprocess.run(
             argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SSH_SECONDS, check=False
         )

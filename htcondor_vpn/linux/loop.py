@@ -62,10 +62,9 @@ class Loop:
         self._select(0.0)
 
     def _run_timers(self, now: float) -> None:
-        due = [timer for timer in self._timers if timer[0] <= now]
-        self._timers = [timer for timer in self._timers if timer[0] > now]
-        for _, action in due:
-            action()
+        for timer in [timer for timer in self._timers if timer[0] <= now]:
+            self._timers.remove(timer)  # before, as it may raise: the others are still due then
+            timer[1]()
 
     def _select(self, wait: float | None) -> None:
         for key, _ in self._selector.select(wait):

@@ -16,6 +16,7 @@ NLM_F_REQUEST = 0x001
 NLM_F_ACK = 0x004
 NLM_F_ECHO = 0x008
 NLM_F_DUMP = 0x300
+NLM_F_DUMP_INTR = 0x010
 NLM_F_EXCL = 0x200
 NLM_F_CREATE = 0x400
 NLMSG_ERROR = 2
@@ -29,6 +30,7 @@ _NETLINK_CAP_ACK = 10
 _NETLINK_EXT_ACK = 11
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _ATTRIBUTE = struct.Struct("=HH")  # length, type
+_LISTINGS = 5
 _MOST_AT_ONCE = 100  # so that their answers fit into the socket's buffer
 _ANSWER_SECONDS = 10.0  # the kernel answers before send() returns; this is for a kernel in trouble
 
@@ -128,17 +130,29 @@ class Netlink:
         return failure
 
     def dump(self, kind: int, body: bytes) -> Iterable[bytes]:
-        """Asks for all objects of a kind (RTM_GET…) and returns their bodies; raises `NetlinkError`."""
+        """Asks for all objects of a kind (RTM_GET…) and returns their bodies; raises `NetlinkError`.
+
+        Where somebody else changes them meanwhile, it asks again: the kernel may have left out others for that.
+        """
+        for _ in range(_LISTINGS):
+            found, whole = self._list(kind, body)
+            if whole:
+                break
+        return found
+
+    def _list(self, kind: int, body: bytes) -> tuple[list[bytes], bool]:
         self._sequence += 1
         flags = NLM_F_REQUEST | NLM_F_DUMP
         self._socket.send(_HEADER.pack(16 + len(body), kind, flags, self._sequence, 0) + body)
         found: list[bytes] = []
+        whole = True
         while True:
-            for answer, _, sequence, payload in self._messages():
+            for answer, has, sequence, payload in self._messages():
                 if sequence != self._sequence:
                     continue
+                whole = whole and not has & NLM_F_DUMP_INTR
                 if answer == NLMSG_DONE:
-                    return found
+                    return found, whole
                 if answer == NLMSG_ERROR:
                     number = -struct.unpack_from("=i", payload)[0]
                     raise NetlinkError(number, f"list objects of kind {kind}: {os.strerror(number)}")

@@ -17,6 +17,7 @@ from htcondor_vpn.linux.netlink import (
     NLM_F_ACK,
     NLM_F_CREATE,
     NLM_F_DUMP,
+    NLM_F_DUMP_INTR,
     NLM_F_REQUEST,
     NLMSG_DONE,
     NLMSG_ERROR,
@@ -31,7 +32,6 @@ _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _NEW_ELEMENTS, _GET_ELEMENTS, _DELETE_ELEMENTS = (_SUBSYSTEM << 8 | kind for kind in (12, 13, 14))
 _INET = 1  # NFPROTO_INET
-_NLM_F_DUMP_INTR = 0x10
 
 _TABLE, _SET, _ELEMENTS = 1, 2, 3
 _LIST_ELEMENT = 1
@@ -162,7 +162,7 @@ class Elements:
             for kind, flags, sequence, payload in self._messages():
                 if sequence != self._sequence:
                     continue
-                whole = whole and not flags & _NLM_F_DUMP_INTR
+                whole = whole and not flags & NLM_F_DUMP_INTR
                 if kind == NLMSG_DONE:
                     return found, whole
                 if kind == NLMSG_ERROR:
