@@ -132,7 +132,7 @@ def test_the_token_is_removed_when_asked_for(start, scratch):
 
 
 def test_any_command_by_hand_with_an_installed_program(start, scratch, tmp_path):
-    """As GLIDEIN_MULTIGLIDEIN_LAUNCHALL calls it: the script's path first."""
+    """As GLIDEIN_MULTIGLIDEIN_LAUNCHER calls it: the script's path first."""
     program = tmp_path / "htcondor-vpn"
     program.write_text(f'#!/bin/sh\nexec {" ".join(vpn_command())} "$@"\n')
     program.chmod(0o755)

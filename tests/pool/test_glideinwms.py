@@ -77,7 +77,7 @@ def launched(site, services, pool, gateway, bundle, start, start_folder, tmp_pat
     )
     stage = FactoryStage(Path(CHECKOUT), tmp_path / "stage", pool.collector, pool.instance.prefix / "usr", {})
     with served(site.world, stage.folder, WEB) as address:
-        yield lambda: start(stage, address, launcher=["./htvpn-launch"])
+        yield lambda *options, launcher=("./htvpn-launch",): start(stage, address, *options, launcher=launcher)
 
 
 def must_run_a_job_and_end(site, pool, process, start_folder, log, mode):
@@ -117,6 +117,41 @@ def must_run_a_job_and_end(site, pool, process, start_folder, log, mode):
 
 def test_the_launcher(site, pool, launched, start_folder, tmp_path):
     must_run_a_job_and_end(site, pool, launched(), start_folder, tmp_path / "log", "launcher")
+
+
+@pytest.mark.parametrize(("launcher", "tunnels"), [("executable", 1), ("GLIDEIN_MULTIGLIDEIN_LAUNCHER", 2)])
+def test_two_glideins_of_one_batch_job(site, pool, launched, start_folder, tmp_path, launcher, tunnels):
+    """By the entry's executable they have one tunnel, each started by the launcher one of its own."""
+    two = "-param_GLIDEIN_MULTIGLIDEIN", "2"
+    patient = "env", "HTVPN_CLEANUP_SECONDS=60"  # a busy machine's HTCondor takes its time to leave the pool
+    if launcher == "executable":
+        process = launched(*two, launcher=[*patient, "./htvpn-launch"])
+    else:
+        process = launched(*two, f"-param_{launcher}", str(start_folder / "htvpn-launch"), launcher=patient)
+    wanted = 'GLIDEIN_VPN_Up && GLIDEIN_Entry_Name == "TEST"'
+
+    def both():
+        found = pool.slots(wanted)
+        return found if len(found) == 2 else None
+
+    try:
+        slots = wait_until("the glideins' slots", WAIT_SECONDS, both)
+    except TimeoutError:
+        logs = (tmp_path / "log", *start_folder.glob("glidein_dir*/glide_*/log/*Log"))
+        texts = [f"--- {path}\n{path.read_text(errors='replace')}" for path in logs]
+        pytest.fail("\n".join([*texts, *(f"--- a slot\n{ad}" for ad in pool.slots())]))
+    configs = [path.read_text() for path in start_folder.glob("glidein_dir*/glide_*/glidein_config")]
+    run_dirs = {re.search("(?m)^GLIDEIN_VPN_RUN_DIR (.+)$", config)[1] for config in configs}
+    assert (len(configs), len(run_dirs)) == (2, tunnels)
+    lines = f"#!/bin/sh\ncurl -sS {url(f'/bytes/{BYTES}')} | wc -c\n"
+    for slot in slots:
+        here = {"executable": "job.sh", "requirements": f'regexp("@{slot["Name"].partition("@")[2]}$", TARGET.Name)'}
+        cluster = pool.submit(here, {"job.sh": lines})
+        assert pool.wait_for_history(cluster, WAIT_SECONDS)["ChirpNetworkBytesIn"] > BYTES
+    process.terminate()
+    assert process.wait(90) == 0
+    wait_until("the ads are withdrawn", 90, lambda: pool.slots(wanted) == [] or None)
+    wait_until("the tunnels are gone", 90, lambda: not any(map(os.path.exists, run_dirs)) or None)
 
 
 @pytest.mark.parametrize("_", range(5))

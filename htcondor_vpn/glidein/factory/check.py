@@ -19,6 +19,9 @@ _TAKES_ATTRIBUTES = re.compile(r"batch .*|condor|gce|ec2|arc")
 #: What a `<file>` is where it does not say.
 _DEFAULTS = {"const": "False", "executable": "False", "wrapper": "False", "untar": "False", "after_entry": "False"}
 
+#: What says how several glideins of one batch job are started: all by one command, or each by one.
+_MULTIGLIDEIN = "GLIDEIN_MULTIGLIDEIN_LAUNCHALL", "GLIDEIN_MULTIGLIDEIN_LAUNCHER"
+
 _JWT = re.compile(r"eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]+")
 
 
@@ -75,14 +78,18 @@ def _is_launcher(path: str) -> bool:
     return Path(path).name == NAMES["LAUNCHER"]
 
 
+def _launchers(attrs: Mapping[str, Element]) -> list[Element]:
+    """What starts a batch job's several glideins, or each of them."""
+    return [attrs[name] for name in _MULTIGLIDEIN if name in attrs]
+
+
 def _way(entry: Element) -> Way | None:
     attrs = _attrs(entry)
     said = attrs[ATTRIBUTE].get("value") if ATTRIBUTE in attrs else ""
     if said in [way.value for way in Way]:
         return Way(said)
     launched = [element.get("value") for element in _named(_submit_attrs(entry), "executable")]
-    if "GLIDEIN_MULTIGLIDEIN_LAUNCHALL" in attrs:
-        launched.append(attrs["GLIDEIN_MULTIGLIDEIN_LAUNCHALL"].get("value"))
+    launched += [attr.get("value") for attr in _launchers(attrs)]
     return Way.WRAP if any(map(_is_launcher, launched)) else None
 
 
@@ -125,12 +132,13 @@ def _entry(root: Element, entry: Element, way: Way) -> Iterator[Finding]:
 
 def _executable(entry: Element, submit: list[Element], attrs: Mapping[str, Element]) -> Iterator[Finding]:
     found = _named(submit, "executable")
-    launchall = attrs.get("GLIDEIN_MULTIGLIDEIN_LAUNCHALL")
-    if not found and launchall is None:
+    launchers = [attr for attr in _launchers(attrs) if _is_launcher(attr.get("value"))]
+    if not found and not launchers:
         remedy = '<submit_attr name="executable" value="/…/htvpn-launch"/>'
         yield Finding(entry.line, "nothing starts the glidein in the tunnel", remedy)
-    if found and launchall is not None:
-        yield Finding(launchall.line, "executable and GLIDEIN_MULTIGLIDEIN_LAUNCHALL both start a tunnel", "keep one")
+    if found and launchers:
+        cause = f"executable and {launchers[0].get('name')} both start a tunnel"
+        yield Finding(launchers[0].line, cause, "keep one")
     for element in found:
         path = element.get("value")
         if not path.startswith("/"):

@@ -69,6 +69,11 @@ def test_what_is_written_means_the_site(folder):
     assert entry.get("gatekeeper") == "login.example.org"
 
 
+def multiglidein(how, launcher):
+    """The beginning of an attribute, with another one before it."""
+    return f'name="GLIDEIN_MULTIGLIDEIN_{how}" value="{launcher}"/>\n<attr name="GLIDEIN_CPUS"'
+
+
 @pytest.mark.parametrize(
     ("before", "after", "says"),
     [
@@ -84,7 +89,8 @@ def test_what_is_written_means_the_site(folder):
         ("batch slurm", "cream", "passes over the submit_attr"),
         ('value="wrap"', 'value="eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJwaWxvdCJ9.AAAA"', "holds a token"),
         ('name="GLIDEIN_CPUS"', 'name="GLIDEIN_USE_CVMFSEXEC"', "GLIDEIN_USE_CVMFSEXEC"),
-        ('name="GLIDEIN_CPUS"', 'name="GLIDEIN_MULTIGLIDEIN_LAUNCHALL"', "both start a tunnel"),
+        ('name="GLIDEIN_CPUS"', multiglidein("LAUNCHALL", "srun /a/htvpn-launch"), "LAUNCHALL both start a tunnel"),
+        ('name="GLIDEIN_CPUS"', multiglidein("LAUNCHER", "/a/htvpn-launch"), "LAUNCHER both start a tunnel"),
     ],
 )
 def test_a_mistake_is_found_with_its_line(folder, before, after, says):
@@ -135,6 +141,12 @@ def test_a_token_that_others_can_read(folder):
     (folder / "pilot.token").chmod(0o644)
     (finding,) = checked(folder, factory(folder)).findings
     assert "read by others" in finding.cause
+
+
+@pytest.mark.parametrize("how", ["LAUNCHALL", "LAUNCHER"])
+def test_another_launcher_of_several_glideins_is_no_second_tunnel(folder, how):
+    text = factory(folder).replace('name="GLIDEIN_CPUS"', multiglidein(how, "srun"))
+    assert checked(folder, text).findings == []
 
 
 def test_an_entry_that_is_asked_for(folder):
