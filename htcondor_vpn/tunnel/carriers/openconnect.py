@@ -315,7 +315,7 @@ def _request(url: str, login: Login) -> dict[str, Any]:
 
 async def _start(channel: Channel) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-IS", openconnect_client.__file__, str(channel.fileno()),
+        sys.executable, "-ISXutf8", openconnect_client.__file__, str(channel.fileno()),
         pass_fds=[channel.fileno()],
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
