@@ -164,3 +164,12 @@ def test_too_many_descriptors_under_way_are_sent_later(monkeypatch: pytest.Monke
         assert [message["number"] for message in other.heard] == [1, 2]
 
     run(body)
+
+
+def test_a_long_message_arrives_whole() -> None:
+    one, other = Channel.pair()
+    message = {"routes": ["ü" * 150] * 100}
+    one.send(message)
+    assert other.receive() == (message, [])
+    one.close()
+    other.close()
