@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -65,7 +66,22 @@ def unit(nodeid: str) -> str:
 @functools.lru_cache(None)
 def _fixtures(path: str) -> tuple[bool, bool]:
     """Tells whether this file's tests share anything, and whether that has parameters."""
-    text = (TESTS.parent / path).read_text()
+    file = TESTS.parent / path
+    text = file.read_text()
     pools = path.startswith("tests/pool/")
     short = path.startswith("tests/unit/")
-    return pools or short or 'scope="module"' in text, pools or 'scope="module", params=' in text
+    shared = 'scope="module"' in text or any(_takes(text, name) for name in _shared_names(file.parent))
+    return pools or short or shared, pools or 'scope="module", params=' in text
+
+
+@functools.lru_cache(None)
+def _shared_names(folder: Path) -> list[str]:
+    """The fixtures of a folder's own that each of its files makes once."""
+    text = (folder / "conftest.py").read_text() if (folder / "conftest.py").exists() else ""
+    return re.findall(r'^@pytest.fixture\(scope="module".*\)\ndef (\w+)\(', text, re.MULTILINE)
+
+
+def _takes(text: str, fixture: str) -> bool:
+    """Tells whether a test or a fixture of a file takes a fixture that is not the file's own."""
+    taken = rf"^(?:def test_\w+|@pytest.fixture.*\ndef \w+)\([^)]*\b{fixture}\b"
+    return bool(re.search(taken, text, re.MULTILINE)) and not re.search(rf"^def {fixture}\(", text, re.MULTILINE)
