@@ -189,11 +189,11 @@ class _OcservServer:
                 problem = str(error)
                 continue
             problem = ""
-            if gone := self._names - now:
+            gone, self._names = self._names - now, now  # first: it ends sessions, and tells so, before it has ended
+            if gone:
                 log.info("revoked: %s", " ".join(sorted(gone)))
                 assert self._process is not None
                 await self._process.end()  # and so it is started again
-            self._names = now
 
     async def _keep_count(self) -> None:
         """Asks about the sessions."""
