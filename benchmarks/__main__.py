@@ -37,6 +37,7 @@ PARTS: dict[str, Callable[[Report, int, int], None]] = {
     "job-counting": job_counting.measure,
     "job-policy": job_policy.measure,
     "shaping": shaping.measure,
+    "shaping-cost": shaping.measure_cost,
     "line-rate": throughput.line_rate,
     "far": throughput.far,
     "unshaped": throughput.unshaped,

@@ -24,8 +24,19 @@ def measure(report: Report, rounds: int, seconds: int) -> None:
         _guaranteed(report, mbps, rounds, seconds)
         _groups(report, mbps, rounds, seconds)
         _equal(report, mbps, rounds, seconds)
+
+
+def measure_cost(report: Report, rounds: int, seconds: int) -> None:
+    """A job without a limit against one whose ceiling is out of reach, each in its turn for a second."""
     report.say("What shaping costs a job that is not held up by it")
-    _cost(report, _COST_ROUNDS * rounds)
+    for way in ("up", "down"):
+        runs = [Run(way == "up", 1.0, (number,)) for _ in range(_COST_ROUNDS * rounds) for number in (0, 1)]
+        results = measured(Scenario([_job(), _job(ceiling=_UNREACHABLE_MBPS)], runs), _TIMEOUT_SECONDS)
+        free = [rates[0] for rates in results[::2]]
+        shaped = [rates[1] for rates in results[1::2]]
+        ratio = statistics.median(mine / theirs for mine, theirs in zip(shaped, free))
+        shown = f"{ratio:.3f} ({statistics.median(shaped):,.0f} of {statistics.median(free):,.0f} Mbit/s)"
+        report.add(f"a ceiling out of reach, {way}: times no limit", ratio >= 0.98, shown, "", ">= 0.98")
 
 
 def _job(guaranteed: float = 0.0, ceiling: float = 0.0, group: str = "") -> Decision:
@@ -85,15 +96,3 @@ def _equal(report: Report, mbps: float, rounds: int, seconds: int) -> None:
         index = statistics.median(jain(rates.values()) for rates in of_way)
         name = f"{_EQUAL_JOBS} equal jobs, {mbps:g} Mbit/s, {way}: Jain"
         report.add(name, index >= 0.98, round(index, 4), "", ">= 0.98")
-
-
-def _cost(report: Report, rounds: int) -> None:
-    """A job without a limit against one whose ceiling is out of reach, each in its turn for a second."""
-    for way in ("up", "down"):
-        runs = [Run(way == "up", 1.0, (number,)) for _ in range(rounds) for number in (0, 1)]
-        results = measured(Scenario([_job(), _job(ceiling=_UNREACHABLE_MBPS)], runs), _TIMEOUT_SECONDS)
-        free = [rates[0] for rates in results[::2]]
-        shaped = [rates[1] for rates in results[1::2]]
-        ratio = statistics.median(mine / theirs for mine, theirs in zip(shaped, free))
-        shown = f"{ratio:.3f} ({statistics.median(shaped):,.0f} of {statistics.median(free):,.0f} Mbit/s)"
-        report.add(f"a ceiling out of reach, {way}: times no limit", ratio >= 0.98, shown, "", ">= 0.98")
