@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 NAME = "gateways.site.example"
 MORE = ("10.1.0.3", "10.1.0.4")  # addresses of the DMZ besides its own
 PATIENCE_SECONDS = 60
-#: What the page promises of a gateway that says nothing any more.
+#: When a gateway that says nothing any more has to be left at the latest; the page says 7 s.
 LEAVE_SECONDS = 10
 
 
