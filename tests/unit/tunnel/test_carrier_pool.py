@@ -1,99 +1,15 @@
-"""Spreading over carriers, leaving and taking them back, and choosing among pools, with carriers that are told."""
+"""Spreading over carriers, leaving them and taking them back, with carriers that are told."""
 
 import asyncio
-import socket
-from ipaddress import ip_address
 
 import pytest
+from fake_carriers import V4, V6, Changing, Fake, Running, healthy, run
 
-from htcondor_vpn.errors import GatewayNameError, GatewayUnreachable, GatewayUntrusted, TokenRefused, VpnError
-from htcondor_vpn.tunnel import followed
-from htcondor_vpn.tunnel.carrier import Answer
+from htcondor_vpn.errors import GatewayUnreachable, GatewayUntrusted, TokenRefused
 from htcondor_vpn.tunnel.engine import CarrierReport
-from htcondor_vpn.tunnel.ladder import Ladder
-from htcondor_vpn.tunnel.members import Lone, Named
+from htcondor_vpn.tunnel.members import Lone
 from htcondor_vpn.tunnel.pool import Pool
 from htcondor_vpn.tunnel.spread import Spread
-
-V4, V6 = ip_address("192.0.2.1"), ip_address("2001:db8::1")
-
-
-class Fake:
-    """A carrier whose probes say what `state` is: families, or an error."""
-
-    start_seconds = 0.0
-
-    def __init__(self, name, state=("ipv4", "ipv6"), **told):
-        self.name, self.state, self.told, self.flows = name, state, told, 0
-        self.unreachable = False
-        self.silent = self.forgotten = False
-
-    async def open_flow(self, address, port):
-        if self.unreachable:
-            raise GatewayUnreachable(f"{self.name} is not there")
-        if self.silent:
-            await asyncio.Event().wait()
-        self.flows += 1
-        return self.name, b""
-
-    async def ask_dns(self, query):
-        return query
-
-    async def probe(self):
-        if isinstance(self.state, VpnError):
-            raise self.state
-        self.forgotten = False
-        return Answer(self.state, 1.0, **self.told)
-
-    async def lost(self):
-        await asyncio.Event().wait()
-
-    def forget(self):
-        self.forgotten = True
-
-
-class Changing:
-    """A member whose carriers are what `now` says, or the error that it is."""
-
-    name, weight = "name:1", 1.0
-
-    def __init__(self, *now):
-        self.now = list(now)
-
-    async def look_up(self):
-        if isinstance(self.now, VpnError):
-            raise self.now
-        return list(self.now)
-
-
-def run(coroutine):
-    return asyncio.run(asyncio.wait_for(coroutine, 60))
-
-
-class Running:
-    """A pool that runs; `until` waits for something to become true after one of its changes."""
-
-    def __init__(self, *carriers):
-        members = [carrier if hasattr(carrier, "look_up") else Lone(carrier) for carrier in carriers]
-        self.pool = Pool("fake", members, 0.01, 1)
-        self.changed = asyncio.Event()
-
-    async def __aenter__(self):
-        self.task = asyncio.ensure_future(self.pool.run(lambda _: self.changed.set()))
-        return self
-
-    async def __aexit__(self, *_):
-        self.task.cancel()
-        await asyncio.gather(self.task, return_exceptions=True)
-
-    async def until(self, wanted):
-        while not wanted():
-            self.changed.clear()
-            await self.changed.wait()
-
-
-def healthy(pool):
-    return [known.carrier.name for known in pool.healthy()]
 
 
 def test_flows_are_spread_and_a_lost_carrier_is_left_and_taken_back():
@@ -323,96 +239,6 @@ def test_who_stops_to_wait_is_not_kept():
     run(body())
 
 
-@pytest.fixture
-def often(monkeypatch):
-    """Names are looked up all the time."""
-    monkeypatch.setattr(followed, "LOOK_UP_SECONDS", 0.02)
-    monkeypatch.setattr(followed, "LOOK_UP_AGAIN_SECONDS", 0.02)
-
-
-def test_addresses_come_and_go(often):
-    async def body():
-        one, two, three = Fake("one"), Fake("two"), Fake("three")
-        name = Changing(one, two)
-        async with Running(name) as running:
-            await running.until(lambda: healthy(running.pool) == ["one", "two"])
-            assert not one.forgotten
-            name.now = [two, three]
-            await running.until(lambda: healthy(running.pool) == ["two", "three"])
-            assert (one.forgotten, two.forgotten) == (True, False)  # what is kept for new flows; old ones go on
-            name.now = GatewayUnreachable("no name server answers")
-            for _ in range(5):
-                running.changed.clear()
-                await running.changed.wait()
-            assert healthy(running.pool) == ["two", "three"]
-            name.now = [one]
-            await running.until(lambda: healthy(running.pool) == ["one"])
-
-    run(body())
-
-
-def test_one_that_is_lost_has_its_name_looked_up_at_once():
-    async def body():
-        one, two = Fake("one"), Fake("two")
-        name = Changing(one)
-        async with Running(name, Fake("other")) as running:
-            await running.until(lambda: healthy(running.pool) == ["one", "other"])
-            name.now = [two]
-            one.state = GatewayUnreachable("gone")
-            await running.until(lambda: healthy(running.pool) == ["two", "other"])
-
-    run(body())
-
-
-def test_a_name_that_is_not_known_yet(often):
-    async def body():
-        name = Changing()
-        name.now = GatewayUnreachable("no such name")
-        async with Running(name, Fake("other")) as running:
-            await running.until(lambda: healthy(running.pool) == ["other"])
-            name.now = [Fake("one")]
-            await running.until(lambda: healthy(running.pool) == ["one", "other"])
-
-    run(body())
-
-
-def test_a_name_that_nobody_knows_ends_a_pool():
-    name = Changing()
-    name.now = GatewayUnreachable("no such name")
-    assert "no such name" in str(run(Pool("fake", [name], 0.01, 1).run(lambda _: None)))
-
-
-def test_each_address_of_a_name_is_a_carrier(monkeypatch):
-    answers = [["192.0.2.2", "192.0.2.1", "192.0.2.2"], ["192.0.2.1", "192.0.2.2", "192.0.2.3"], ["192.0.2.3"]]
-
-    async def body():
-        async def getaddrinfo(host, port, **_):
-            assert host == "gw.example"
-            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in answers.pop(0)]
-
-        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
-        name = Named("gw.example", 443, "KNOB", lambda endpoint: Fake(endpoint[1][0]))
-        first, second, third = [await name.look_up() for _ in range(3)]
-        assert [carrier.name for carrier in first] == ["192.0.2.2", "192.0.2.1"]
-        assert second[:2] == first
-        assert [carrier.name for carrier in second] == ["192.0.2.2", "192.0.2.1", "192.0.2.3"]
-        assert third == second[2:]
-
-    run(body())
-
-
-def test_a_name_that_does_not_resolve(monkeypatch):
-    async def body():
-        async def getaddrinfo(*_, **__):
-            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
-        await Named("gw.example", 443, "KNOB", Fake).look_up()
-
-    with pytest.raises(GatewayNameError, match="gw.example does not resolve: Name or service not known"):
-        run(body())
-
-
 def test_smooth_weighted_round_robin():
     spread = Spread()
     assert [spread.order({"a": 3.0, "b": 1.0})[0] for _ in range(8)] == list("aabaaaba")
@@ -424,36 +250,3 @@ def test_smooth_weighted_round_robin():
 def test_a_pool_ends_when_none_is_left_with_what_says_most():
     pool = Pool("fake", [Lone(Fake("one", GatewayUnreachable("a"))), Lone(Fake("two", TokenRefused("b")))], 0.01, 1)
     assert isinstance(run(pool.run(lambda _: None)), TokenRefused)
-
-
-async def climbed(pools, wanted):
-    """Runs a ladder until it says what is `wanted`; returns all that it said."""
-    said, over = [], asyncio.Event()
-    ladder = Ladder(pools)
-
-    def changed():
-        said.append(ladder.now)
-        if wanted(ladder.now):
-            over.set()
-
-    task = asyncio.ensure_future(ladder.run(changed))
-    await over.wait()
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-    return said
-
-
-def test_the_first_that_works_is_taken():
-    pools = [Pool(name, [Lone(carrier)], 0.01, 1) for name, carrier in
-             (("a", Fake("x", GatewayUnreachable("no way"))), ("b", Fake("y")), ("c", Fake("z")))]  # fmt: skip
-    said = run(climbed(pools, lambda what: isinstance(what, Pool)))
-    assert said[-1].engine == "b"
-    assert "a: no way" in str(said[0])
-
-
-def test_what_may_mend_is_no_final_refusal():
-    pools = [Pool("a", [Lone(Fake("x", TokenRefused("bad token")))], 0.01, 1),
-             Pool("b", [Lone(Fake("y", GatewayUnreachable("no way")))], 0.01, 1)]  # fmt: skip
-    said = run(climbed(pools, lambda what: "no way" in str(what)))
-    assert type(said[-1]) is GatewayUnreachable
-    assert "a: bad token; b: no way" in str(said[-1])
