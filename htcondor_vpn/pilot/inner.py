@@ -109,7 +109,7 @@ def enter_and_serve(
 def clear_up(channel: Channel, folder: RunFolder, user_namespace: Identity | None = None) -> None:
     """What broker and engine do last: where the supervisor was killed, its part of the end.
 
-    Kills what lives within `user_namespace`, if it is given, and releases the run folder. The broker has killed it all
+    Kills what lives within `user_namespace`, if it is given, and leaves the run folder. The broker has killed it all
     before; the engine does it again for the case that the broker was killed too.
     """
     try:
@@ -120,7 +120,7 @@ def clear_up(channel: Channel, folder: RunFolder, user_namespace: Identity | Non
         for path in (folder.libexec, folder.path):
             with suppress(OSError):  # the engine is not in that mount namespace
                 mounts.unmount(path)
-        folder.release()
+        folder.leave()
 
 
 def _keep_programs_from_jobs(folder: RunFolder) -> None:

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from htcondor_vpn.addresses import PILOT_V4
@@ -35,7 +36,7 @@ _SOCKET = "broker.sock"
 _LOCK = "run.lock"
 _DETOURS = "r"  # no longer than need be: sockets are in it
 _JOBS = "jobs.json"  # what is known of running jobs now; their ledger stays
-_OURS = (_SOCKET, _DETOURS, _JOBS, "resolv.conf", "libexec", _LOCK)
+_OURS = (_SOCKET, _DETOURS, _JOBS, "resolv.conf", "libexec")
 _CLEARING_SECONDS, _LOOK_SECONDS = 20.0, 0.05
 
 
@@ -123,8 +124,24 @@ class RunFolder:
         except OSError as error:
             raise _unusable(self.path, error) from error
 
+    def leave(self) -> None:
+        """Removes what is ours, as one of several processes that may do so once the supervisor was killed.
+
+        A folder that was given stays locked until the last of them is done: the next pilot would lose what is its own.
+        """
+        self._clear()
+        if self._temporary is None:
+            os.close(self.locks[0])
+            with suppress(OSError):  # another one has it still
+                _unlock(self.path)
+
     def release(self) -> None:
-        """Removes what is ours: all of it in a folder that we made. Idempotent."""
+        """Removes what is ours, as the only process that has it: all of it in a folder that we made. Idempotent."""
+        self._clear()
+        if self._temporary is None:
+            (self.path / _LOCK).unlink(missing_ok=True)
+
+    def _clear(self) -> None:
         for folder in self._belongings:
             folder.remove()
         if self._temporary is not None:
@@ -174,8 +191,7 @@ def _lock(path: Path) -> int:
     while True:
         lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(lock), os.stat(path / _LOCK)):
+            if _is_locked(lock, path):
                 return lock
         except FileNotFoundError:
             pass  # who had it has removed it
@@ -187,6 +203,22 @@ def _lock(path: Path) -> int:
         except OSError:
             os.close(lock)
             raise
+        os.close(lock)
+
+
+def _is_locked(lock: int, path: Path) -> bool:
+    """Locks a folder by an opened lock, unless another file has its name by now; raises BlockingIOError, OSError."""
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return os.path.samestat(os.fstat(lock), os.stat(path / _LOCK))
+
+
+def _unlock(path: Path) -> None:
+    """Removes a folder's lock; raises BlockingIOError while somebody holds it, and OSError."""
+    lock = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        if _is_locked(lock, path):
+            os.unlink(path / _LOCK)
+    finally:
         os.close(lock)
 
 

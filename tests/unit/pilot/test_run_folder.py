@@ -41,6 +41,25 @@ def test_two_pilots_cannot_share_one(tmp_path):
     folder.release()
 
 
+def test_nobody_else_has_one_until_the_last_process_has_left_it(tmp_path):
+    """Of a pilot that was killed, broker and engine do; who is done first must not let the next one in."""
+    folder = RunFolder(tmp_path / "run")
+    for _ in range(2):
+        assert os.listdir(folder.path) == ["run.lock"]
+        with pytest.raises(RunFolderError, match="another"):
+            RunFolder(tmp_path / "run")
+        if (child := os.fork()) == 0:
+            try:
+                folder.leave()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+    folder.leave()
+    assert os.listdir(folder.path) == []
+    RunFolder(tmp_path / "run").release()
+
+
 @pytest.mark.parametrize("mode", [0o777, 0o720, 0o702])
 def test_a_folder_that_others_may_write(tmp_path, mode):
     (tmp_path / "run").mkdir()
