@@ -46,24 +46,19 @@ class FairTurns:
     @asynccontextmanager
     async def turn(self, owner: Hashable) -> AsyncIterator[None]:
         """Waits until it is `owner`'s turn, which lasts as long as one is within."""
-        if owner in self._waiting or not self._share.take(owner):
-            await self._wait(owner)
+        await self.begin(owner)
         try:
             yield
         finally:
-            self._release(owner)
+            self.end(owner)
 
-    async def _wait(self, owner: Hashable) -> None:
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(owner, deque()).append(turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if not turn.cancelled():  # it had just come
-                self._release(owner)
-            raise
+    async def begin(self, owner: Hashable) -> None:
+        """Waits until it is `owner`'s turn, which lasts until `end`: for what may outlast the one who waits for it."""
+        if owner in self._waiting or not self._share.take(owner):
+            await self._wait(owner)
 
-    def _release(self, owner: Hashable) -> None:
+    def end(self, owner: Hashable) -> None:
+        """Ends one turn of `owner`'s."""
         self._share.release(owner)
         for each in list(self._waiting):
             turns = self._waiting.pop(each)
@@ -73,3 +68,13 @@ class FairTurns:
                 turns.popleft().set_result(None)
             if turns:
                 self._waiting[each] = turns  # behind the others
+
+    async def _wait(self, owner: Hashable) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(owner, deque()).append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # it had just come
+                self.end(owner)
+            raise

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import TypeVar
 
 from htcondor_vpn.gateway.serving.destinations import Policy, interleaved
@@ -27,25 +27,29 @@ class Connector:
     def __init__(self, policy: Policy, names: Names, timeout_seconds: float) -> None:
         self._policy, self._names, self._timeout_seconds = policy, names, timeout_seconds
 
-    async def connect(self, host: Address | str, port: int) -> socket.socket:
-        """Returns a connected, non-blocking TCP socket; raises `Unreachable`."""
-        return await self._reach(host, port, connect_first)
+    async def connect(self, host: Address | str, port: int, asker: Hashable = None) -> socket.socket:
+        """Returns a connected, non-blocking TCP socket; raises `Unreachable`. Those who ask share the look-ups."""
+        return await self._reach(host, port, connect_first, asker)
 
-    async def connect_datagrams(self, host: Address | str, port: int) -> socket.socket:
-        """Returns a connected, non-blocking UDP socket; raises `Unreachable`."""
-        return await self._reach(host, port, connect_datagrams)
+    async def connect_datagrams(self, host: Address | str, port: int, asker: Hashable = None) -> socket.socket:
+        """Returns a connected, non-blocking UDP socket; otherwise as `connect`."""
+        return await self._reach(host, port, connect_datagrams, asker)
 
     async def ping(self, address: Address, payload: bytes) -> bytes:
         """Sends an ICMP echo request and returns what came back; raises `Unreachable`."""
         return await self._reach(address, 0, lambda endpoints: ping(endpoints[0], payload))
 
     async def _reach(
-        self, host: Address | str, port: int, dial: Callable[[Sequence[Endpoint]], Awaitable[Reached]]
+        self,
+        host: Address | str,
+        port: int,
+        dial: Callable[[Sequence[Endpoint]], Awaitable[Reached]],
+        asker: Hashable = None,
     ) -> Reached:
         resolved = False
         try:
             with Deadline(self._timeout_seconds):
-                addresses = [host] if not isinstance(host, str) else await self._names.lookup(host)
+                addresses = [host] if not isinstance(host, str) else await self._names.lookup(host, asker)
                 resolved = True
                 return await dial([_endpoint(address, port) for address in self._judged(addresses, port)])
         except asyncio.TimeoutError:

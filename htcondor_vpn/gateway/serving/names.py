@@ -11,27 +11,29 @@ import asyncio
 import errno
 import socket
 import threading
+from collections.abc import Hashable
 from ipaddress import ip_address
 
 from htcondor_vpn.special_addresses import Address
+from htcondor_vpn.wire.fair_share import FairTurns
 
-_MAX_AT_ONCE = 64
+_MAX_AT_ONCE = 128
 
 
 class Names:
-    """Looks names up; at most 64 at once, the others wait."""
+    """Looks names up; at most 128 at once, which those who ask share. The others wait."""
 
     def __init__(self) -> None:
-        self._slots = asyncio.Semaphore(_MAX_AT_ONCE)
+        self._turns = FairTurns(_MAX_AT_ONCE)
 
-    async def lookup(self, name: str) -> list[Address]:
+    async def lookup(self, name: str, asker: Hashable) -> list[Address]:
         """Returns the addresses of `name`, the preferred ones first; raises OSError if there are none."""
-        await self._slots.acquire()
+        await self._turns.begin(asker)
         loop = asyncio.get_running_loop()
         found: asyncio.Future[list[Address]] = loop.create_future()
 
         def ended(outcome: list[Address] | OSError) -> None:
-            self._slots.release()
+            self._turns.end(asker)
             if found.done():
                 return  # no one waits any more
             if isinstance(outcome, OSError):
@@ -49,7 +51,7 @@ class Names:
         try:
             threading.Thread(target=look_up, daemon=True).start()
         except RuntimeError as error:  # a limit of processes
-            self._slots.release()
+            self._turns.end(asker)
             raise OSError(errno.EAGAIN, str(error)) from error
         return await found
 

@@ -216,7 +216,7 @@ class Session:
             raise BadRequest(str(error)) from error
         with self._flow(pilot, target) as flow:
             try:
-                plain = await self._connected(self._services.connector.connect(host, port), flow)
+                plain = await self._connected(self._services.connector.connect(host, port, pilot.name), flow)
             except Unreachable as error:
                 flow.outcome = error.error
                 await _answer_unreachable(exchange, error)
@@ -231,7 +231,7 @@ class Session:
         host, port = parse_request(head)
         with self._flow(pilot, f"{_shown(host)}:{port}/udp") as flow:
             try:
-                far = await self._connected(self._services.connector.connect_datagrams(host, port), flow)
+                far = await self._connected(self._services.connector.connect_datagrams(host, port, pilot.name), flow)
             except Unreachable as error:
                 flow.outcome = error.error
                 await _answer_unreachable(exchange, error)
@@ -248,7 +248,7 @@ class Session:
             raise BadRequest(str(error)) from error
         with self._flow(pilot, f"{origin.host}:{origin.port}") as flow:
             try:
-                connecting = self._services.connector.connect(origin.host, origin.port)
+                connecting = self._services.connector.connect(origin.host, origin.port, pilot.name)
                 with await self._connected(connecting, flow) as plain:
                     await forward(exchange, head, origin, plain, flow.traffic)
             except Unreachable as error:
