@@ -68,5 +68,6 @@ class Loop:
 
     def _select(self, wait: float | None) -> None:
         for key, _ in self._selector.select(wait):
-            if self.watches(key.fd):  # an earlier event of this round may have ended it
+            # An earlier event of this round may have ended it, and its number may be another one's by now.
+            if self._selector.get_map().get(key.fd) is key:
                 key.data()
