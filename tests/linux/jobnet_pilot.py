@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from resends import Resends
+
 from htcondor_vpn.addresses import JOB_LINK, PILOT_V4, PILOT_V6
 from htcondor_vpn.jobnet import broker
 from htcondor_vpn.jobnet.policy.policy import make_policy, read_policy
@@ -29,7 +31,10 @@ TIMEOUT_SECONDS = 100.0
 
 
 class Pilot:
-    """Inner namespaces, broker, run folder. Use it in a `with`; `run_job` stands in for a starter."""
+    """Inner namespaces, broker, run folder. Use it in a `with`; `run_job` stands in for a starter.
+
+    `resends` is what was sent again to jobs.
+    """
 
     def __init__(self, folder: Path, families: tuple[str, ...] = ("ipv4", "ipv6"), **knobs: str) -> None:
         self.run_dir = folder / "run"
@@ -51,6 +56,7 @@ class Pilot:
         self._peer = self.popen(peer, stdout=subprocess.PIPE)
         assert self._peer.stdout is not None
         assert self._peer.stdout.readline()
+        self.resends = Resends(self._holder)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -61,6 +67,7 @@ class Pilot:
         self._peer.wait(60)
         assert self._peer.stdout is not None
         self._peer.stdout.close()
+        self.resends.close()
         for descriptor in (*self._namespaces, self._memory):
             os.close(descriptor)
 

@@ -1,4 +1,7 @@
-"""A job that moves bytes. Usage: traffic_client.py get|put BYTES [ADDRESS [FLOWS]]; prints the seconds it took."""
+"""A job that moves bytes. Usage: traffic_client.py get|put BYTES [ADDRESS [FLOWS]]
+
+Prints the seconds it took, and how many segments its network namespace has sent again since it was made.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,12 @@ def move(verb: str, size: int, address: str) -> None:
                 left -= len(connection.recv(1 << 18))
 
 
+def resent_segments() -> int:
+    with open("/proc/self/net/snmp", encoding="ascii") as file:
+        names, values = (line.split() for line in file if line.startswith("Tcp:"))
+    return int(values[names.index("RetransSegs")])
+
+
 if __name__ == "__main__":
     verb, size = sys.argv[1], int(sys.argv[2])
     address = sys.argv[3] if len(sys.argv) > 3 else "198.18.0.1"
@@ -34,4 +43,4 @@ if __name__ == "__main__":
         thread.start()
     for thread in threads:
         thread.join()
-    print(time.monotonic() - begin)
+    print(time.monotonic() - begin, resent_segments())

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from container_pilot import container_pilot
+from resends import payload
+from tunnelled_pilot import resends_to_jobs
 
 from htcondor_vpn.linux.programs import run_program
 from htcondor_vpn.testbed import apptainer_prefix
@@ -56,11 +58,13 @@ def pilot(site, services, pool, tmp_path_factory):
 
 def test_job_in_apptainers_container_has_its_own_network_and_is_counted(pool, pilot):
     job = {"executable": "job.sh", "requirements": pilot.requirements, "+VpnBandwidthMbps": "100"}
-    cluster = pool.submit(job, {"job.sh": JOB})
-    ad = pool.wait_for_history(cluster)
+    with resends_to_jobs(pilot) as resends:
+        cluster = pool.submit(job, {"job.sh": JOB})
+        ad = pool.wait_for_history(cluster)
+        resent = resends.segments()
     said = pool.file(cluster, "out.0").decode().splitlines()
     assert said[:1] == ["in the image"], pool.file(cluster, "err.0")
     assert said[1] == "image"  # Apptainer's own word for it
     assert said[2] != Path("/proc/self/ns/net").readlink().name
     assert said[3:] == ["1", str(SIZE)]
-    assert payload_bytes(ad, "In") == pytest.approx(SIZE, rel=0.02)
+    assert payload_bytes(ad, "In") == payload(SIZE, resent, 0.02)

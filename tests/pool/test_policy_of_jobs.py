@@ -67,7 +67,7 @@ def test_a_rule_by_owner_request_and_slot_decides(pool, log, far_side):
         script = f"{sys.executable} traffic_client.py get 10000000 {far_side}"
         cluster = submit(pool, script, request_cpus="2")
         assert pool.wait_for_history(cluster)["ExitCode"] == 0, pool.file(cluster, "err.0")
-        return 1e7 * 8 / float(pool.file(cluster, "out.0")) / 1e6
+        return 1e7 * 8 / float(pool.file(cluster, "out.0").split()[0]) / 1e6
 
     assert_rate(measure, 40)
     assert b"by two-cpus, up 30, down 40 Mbit/s" in log.read_bytes()

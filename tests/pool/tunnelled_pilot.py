@@ -1,6 +1,9 @@
 """A pilot on the simulated node, in the tunnel, that takes a pool's jobs."""
 
+import re
 from contextlib import contextmanager
+
+from resends import Resends
 
 from htcondor_vpn.testbed.condor_folder import Master
 from htcondor_vpn.testbed.logs import wait_for_log
@@ -9,6 +12,12 @@ from htcondor_vpn.testbed.logs import wait_for_log
 def log_of(config):
     """The log of the pilot with this configuration: of its tunnel, and of its condor_master."""
     return config.folder / "log" / "master.out"
+
+
+def resends_to_jobs(config):
+    """What is sent again in the tunnel of the running pilot with this configuration, from now on."""
+    masters = re.findall(rb"\*\* PID = (\d+)", (config.folder / "log" / "MasterLog").read_bytes())
+    return Resends(int(masters[-1]))
 
 
 @contextmanager
