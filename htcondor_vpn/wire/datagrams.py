@@ -207,7 +207,9 @@ class CapsulePipe:
             pass  # all of it
         except ssl.SSLZeroReturnError:
             self._clean = True
-        if self._stream.outgoing.pending and not self._cipher:
+        if self._cipher:
+            self._stream.bound_answers()
+        elif self._stream.outgoing.pending:
             self._flush()
         for kind, value in self._decoder.feed(b"".join(pieces)):
             if kind == DATAGRAM:

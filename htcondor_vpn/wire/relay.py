@@ -160,7 +160,9 @@ class _TlsFlow:
             pass  # all of it
         except ssl.SSLZeroReturnError:
             self.tls_ended = True
-        if self.stream.outgoing.pending and self.to_tls is None:
+        if self.to_tls is not None:
+            self.stream.bound_answers()
+        elif self.stream.outgoing.pending:
             self._send_to_tls()
         if count:
             self.traffic.bytes_to_plain += count

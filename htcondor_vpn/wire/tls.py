@@ -19,6 +19,10 @@ import struct
 CHUNK_BYTES = 512 * 1024
 _READ_BYTES = 64 * 1024
 
+#: The most that a peer may leave untaken of what its own messages gave rise to: an answer to a key update has 27 bytes,
+#: and nobody needs a new key more often than once in millions of records (RFC 8446, section 5.5).
+_MOST_ANSWERS_BYTES = 64 * 1024
+
 
 class TlsStream:
     """A TLS connection; made by `client` or `server`. It belongs to one task at a time.
@@ -108,7 +112,7 @@ class TlsStream:
         except BlockingIOError:
             return True
         except ssl.SSLWantReadError:
-            return bool(data)
+            return bool(data) and not self.outgoing.pending  # it is nothing to be answered either
         except OSError:
             return False
         return False
@@ -122,13 +126,21 @@ class TlsStream:
             try:
                 data = self.tls.read(limit)
             except ssl.SSLWantReadError:
+                await self._flush()  # an answer to a key update, or an alert, that reading gave rise to
                 await self._fill()
             except ssl.SSLZeroReturnError:
                 return b""
             else:
-                if self.outgoing.pending:  # a key update or an alert that reading gave rise to
-                    await self._flush()
+                await self._flush()
                 return data
+
+    def bound_answers(self) -> None:
+        """To be called by who reads on while the peer takes nothing; raises ConnectionResetError.
+
+        `outgoing` must hold no payload: what it holds are answers to what the peer sent, which could send without end.
+        """
+        if self.outgoing.pending > _MOST_ANSWERS_BYTES:
+            raise ConnectionResetError("the peer makes us answer, and takes no answer")
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Sends all of `data`; raises OSError."""
