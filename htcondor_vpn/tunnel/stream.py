@@ -19,9 +19,8 @@ from typing import Any
 from htcondor_vpn.errors import VpnError
 from htcondor_vpn.linux.acceptor import Acceptor
 from htcondor_vpn.linux.datagrams import DatagramSockets
-from htcondor_vpn.tunnel.bandwidth import measure
+from htcondor_vpn.tunnel.bandwidth import Bandwidth
 from htcondor_vpn.tunnel.carrier import FlowRefused
-from htcondor_vpn.tunnel.carriers.gateways import Gateway
 from htcondor_vpn.tunnel.carriers.private_names import PrivateNames
 from htcondor_vpn.tunnel.catching.datagrams import DatagramCarrier
 from htcondor_vpn.tunnel.catching.dns import DnsResponder
@@ -45,7 +44,7 @@ class StreamEngine:
     """See `Engine`. Uses the first of `pools` that works, but for what `routes` lead elsewhere.
 
     `private_names` are asked first, and answer None to what they do not know about. `rates_mbps` are (up, down) as
-    advertised; where one is 0 both are measured at start, if it is a gateway of ours. Limits are shared by those that
+    advertised; where one is 0 both are measured, if it is a gateway of ours. Limits are shared by those that
     `shared_by` tells apart, and there are at most `most_associations` of datagrams. `workers` relay the flows; without
     any this process does.
     """
@@ -63,9 +62,7 @@ class StreamEngine:
         self._ladder = Ladder(pools)
         self._routes = Routes(routes, self._ladder)
         self._private_names = private_names
-        self._rates: tuple[float, float] | None = rates_mbps if all(rates_mbps) else None
-        self._measured: set[str] = set()
-        self._measurements: set[asyncio.Task[None]] = set()
+        self._bandwidth = Bandwidth(rates_mbps if all(rates_mbps) else None, self._report)
         self._tell: Callable[[EngineReport], None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._acceptors: list[Acceptor] = []
@@ -102,27 +99,16 @@ class StreamEngine:
         self._holder.finish()
         self._echoes.finish()
         delivering = asyncio.ensure_future(self._datagrams.finish())
-        await asyncio.wait({delivering, *self._tasks} - self._measurements, timeout=_FINISH_SECONDS)
+        await asyncio.wait({delivering, *self._tasks}, timeout=_FINISH_SECONDS)
         await self._workers.finish()
 
     # Health
 
     def _health_changed(self) -> None:
         now = self._ladder.now
-        if isinstance(now, Pool) and self._rates is None:
-            gateway = now.healthy()[0].carrier
-            if isinstance(gateway, Gateway) and gateway.name not in self._measured:
-                self._measured.add(gateway.name)
-                self._measurements.add(self._start(self._measure(gateway)))
+        if isinstance(now, Pool):
+            self._bandwidth.look(now.healthy()[0].carrier)
         self._report()
-
-    async def _measure(self, gateway: Gateway) -> None:
-        try:
-            self._rates = await measure(gateway)
-        except (OSError, ssl.SSLError, VpnError, asyncio.TimeoutError) as error:
-            log.warning("the bandwidth to %s could not be measured: %s", gateway.name, error)
-        else:
-            self._report()
 
     def _report(self) -> None:
         assert self._tell is not None
@@ -141,7 +127,7 @@ class StreamEngine:
         if not (healthy := now.healthy()):
             return  # it is being given up, which will be told
         first = healthy[0]
-        up_mbps, down_mbps = self._rates or (None, None)
+        up_mbps, down_mbps = self._bandwidth.rates_mbps or (None, None)
         self._tell(
             EngineReport(
                 up=True,
