@@ -46,8 +46,9 @@ class Children:
         self._pids.add(pid)
 
     def let_go(self, pid: int) -> None:
-        """Says that a child was reaped."""
+        """Says that a child was reaped, and takes the statuses that it stood in the way of."""
         self._pids.discard(pid)
+        self.reap_orphans()
 
     def received(self, child: Child, descriptors: list[int] | None = None) -> dict[str, Any] | None:
         """Returns a child's message, its descriptors in `descriptors`; raises the `VpnError` that it reports."""
@@ -106,13 +107,13 @@ class Children:
         self._loop.forget(child.pidfd)
         status = child.reap()
         self.let_go(child.pid)
-        self.reap_orphans()  # what it left to us may have ended before it, when it stood in the way
         return status
 
     def reap_orphans(self) -> None:
         """Takes the statuses of COMMAND's descendants that outlived their parents, and so became our children.
 
-        Our own children are reaped where their end is noticed, by their pidfds.
+        Our own children are reaped where their end is noticed, by their pidfds. Until then one that has ended hides the
+        orphans behind it, which would count as processes that still live inside.
         """
         while True:
             try:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from htcondor_vpn.testbed import plan
+from htcondor_vpn.testbed.condor_folder import wait_until
 from htcondor_vpn.testbed.gateway import SiteGateway
 from htcondor_vpn.testbed.host import outer_id
-from htcondor_vpn.testbed.logs import wait_for_log
+from htcondor_vpn.testbed.logs import wait_for_content, wait_for_log
 from htcondor_vpn.testbed.services import HTTP_PORT, url
 from htcondor_vpn.testbed.services.oddities import REFUSED_PORT
 
@@ -72,6 +74,32 @@ def test_what_does_not_end_by_itself_is_killed(run):
     done = run("sh", "-c", "sleep 1000 & exit 7", options=["--set", "HTCONDOR_VPN_WAIT_AFTER_COMMAND=1"])
     assert done.returncode == 7
     assert time.monotonic() - begin > 1
+
+
+def test_what_ended_together_with_the_command_is_not_awaited(site, gateway, tmp_path):
+    """An orphan and COMMAND have both ended by the time that the pilot looks."""
+    log = tmp_path / "log"
+    log.touch()
+    os.mkfifo(tmp_path / "go")
+    (tmp_path / "orphan").write_text("echo orphan $$; read line <go")
+    lines = "sh -c 'sh orphan &'; echo command $$; read line; exit 7"
+    argv = gateway.run_argv(["sh", "-c", lines], "--set", "HTCONDOR_VPN_WAIT_AFTER_COMMAND=1 h")
+    process = site.node.start(argv, cwd=tmp_path, log=log, stdin=subprocess.PIPE)
+    orphan, command = (
+        wait_for_content(log, lambda said, name=name: re.search(rb"(?m)^%s (\d+)$" % name, said), name, process)[1]
+        for name in (b"orphan", b"command")
+    )
+    process.send_signal(signal.SIGSTOP)
+    (tmp_path / "go").write_text("\n")
+    wait_until("the orphan has ended", 60, lambda: has_ended(orphan) or None)
+    process.stdin.close()
+    wait_until("COMMAND has ended", 60, lambda: has_ended(command) or None)
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(60) == 7
+
+
+def has_ended(pid):
+    return Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def test_a_signal_ends_the_waiting(site, gateway, tmp_path):
