@@ -159,8 +159,7 @@ class JobNetworks:
         log.info("job network %d: by %s, up %g, down %g Mbit/s (0: no limit)", number, decision.rule, *ceilings)
         self._put_into_force(lease, connection)
         self._upkeep.one_has_come()
-        await _send(connection, Message("ok", {"number": str(number), **self._chain()}))
-        await self._keep(lease, connection)
+        await self._keep(lease, connection, Message("ok", {"number": str(number), **self._chain()}))
 
     async def _begin_books(self, lease: Lease, slot: str) -> None:
         """Puts the job under what was decided before it has a link; raises `NotAllowed`."""
@@ -186,7 +185,8 @@ class JobNetworks:
             if number_in(message, "starter") != peer.parent_pid:
                 raise NotAllowed("the job's starter has ended")
             lease = self._leases.of_number(number)
-            if lease is not None and (lease.wrapper.pid != peer.pid or lease.connection is not None):
+            # Of a wrapper that has given up waiting for an answer the connection before may still seem to be there.
+            if lease is not None and lease.wrapper.pid != peer.pid:
                 raise NotAllowed(f"job network {number} belongs to another job")
             if not self._wiring.leads_to(number, namespace):
                 raise NotAllowed(f"job network {number} has been removed")
@@ -202,8 +202,7 @@ class JobNetworks:
             if namespace >= 0:
                 os.close(namespace)
         self._put_into_force(lease, connection)
-        await _send(connection, Message("ok"))
-        await self._keep(lease, connection)
+        await self._keep(lease, connection, Message("ok"))
 
     async def join(self, connection: Connection, peer: Peer, message: Message) -> None:
         """Hands the job's namespaces to another process of the same starter: condor_ssh_to_job's sshd."""
@@ -247,15 +246,16 @@ class JobNetworks:
             loop.add_reader(lease.starter.fileno(), self._starter_died, lease)
         self._on_count(len(self._leases))
 
-    async def _keep(self, lease: Lease, connection: Connection) -> None:
-        """Waits for the wrapper's `end`, or for the end of its connection."""
+    async def _keep(self, lease: Lease, connection: Connection, answer: Message) -> None:
+        """Answers, and waits for the wrapper's `end`, or for the end of its connection."""
         try:
+            await _send(connection, answer)
             message = await connection.receive()
             if message is not None and message.verb == "failed":
                 self._failed.remember(lease.job, message.text)
                 await _send(connection, Message("ok"))
                 message = await connection.receive()
-        except (OSError, ProtocolError) as error:
+        except (OSError, ProtocolError, asyncio.TimeoutError) as error:
             log.warning("job network %d: the wrapper's connection broke: %s", lease.number, error)
             message = None
         if lease not in self._leases or lease.connection is not connection:
@@ -265,14 +265,14 @@ class JobNetworks:
             lease.grace = asyncio.get_running_loop().call_later(GRACE_SECONDS, self._grace_is_over, lease)
             return
         account = self._books.finish(lease.number, "ended")
-        answer = {"flights": json.dumps(await self._books.flights(lease.number))} if account.recorded else {}
+        flights = {"flights": json.dumps(await self._books.flights(lease.number))} if account.recorded else {}
         await self._publish(lease, account)
         log.info("job network %d ended: %s", lease.number, _told(account.totals))
         if lease not in self._leases:
             return  # the wrapper was killed meanwhile
         self._put_out_of_force(lease)
         try:
-            await _send(connection, Message("ok", answer))
+            await _send(connection, Message("ok", flights))
         finally:
             self._take_away(lease)
 

@@ -16,6 +16,7 @@ from jobnet_pilot import HERE, Pilot, finished, until
 from resends import between
 
 from htcondor_vpn.jobnet import service
+from htcondor_vpn.jobnet.protocol import Connection, Message, readable
 from htcondor_vpn.linux import ancestry
 
 pytestmark = pytest.mark.linux
@@ -270,6 +271,32 @@ def test_job_goes_on_while_the_broker_is_replaced(pilot: Pilot) -> None:
     resent = pilot.resends.segments()
     assert int(told["chirped"]["ChirpNetworkBytesIn"]) == between(2_000_000, 2_100_000, resent)
     assert until(lambda: not pilot.links())
+
+
+def test_job_goes_on_when_the_new_broker_answers_too_late(pilot: Pilot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that was stopped for a while does: the wrapper has given up by then, and comes again."""
+    send = service._send
+    late = []
+
+    async def send_too_late(connection: Connection, message: Message, descriptors: tuple[int, ...] = ()) -> None:
+        if not late:
+            late.append(connection)
+            await readable(connection.socket.fileno())  # at its end: the wrapper says nothing before it has an answer
+        await send(connection, message, descriptors)
+
+    scratch = pilot.scratch()
+    go = scratch / "go"
+    os.mkfifo(go)
+    starter = pilot.start_job("/bin/sh", "-c", "touch first && read x < go", scratch=scratch)
+    assert until((scratch / "first").exists)
+    pilot.kill_broker()
+    monkeypatch.setattr(service, "_send", send_too_late)
+    pilot.start_broker()
+    assert until(lambda: "connection broke" in pilot.log()), pilot.log()
+    go.write_text("go\n")
+    told = finished(starter)
+    assert told["status"] == 0, told["err"]
+    assert "ChirpNetworkBytesIn" in told["chirped"], pilot.log()
 
 
 def test_job_that_ends_while_there_is_no_broker_is_still_counted(pilot: Pilot) -> None:
