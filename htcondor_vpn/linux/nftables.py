@@ -11,6 +11,8 @@ import os
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 from htcondor_vpn.linux.netlink import (
@@ -96,7 +98,8 @@ class Elements:
 
     def _remove(self, each: Sequence[tuple[str, bytes]]) -> None:
         try:
-            self._commit([(_DELETE_ELEMENTS, name, [_element(key)]) for name, key in each])
+            together = groupby(each, key=itemgetter(0))
+            self._commit([(_DELETE_ELEMENTS, name, [_element(key) for _, key in some]) for name, some in together])
         except NetlinkError as error:
             if error.errno != errno.ENOENT:
                 raise
@@ -170,22 +173,26 @@ class Elements:
                 found.append(payload)
 
     def _commit(self, changes: Sequence[tuple[int, str, Sequence[bytes]]]) -> None:
-        """Carries out all of the changes or none: the message's kind, the set, the elements."""
+        """Carries out all of the changes or none: the message's kind, the set, the elements.
+
+        The kernel answers what fails, and the last change whatever comes of it: answers to all of them could be more
+        than the socket takes.
+        """
         edge = _GENERAL.pack(socket.AF_UNSPEC, 0, _SUBSYSTEM)
-        first = self._sequence + 1
+        first, last = self._sequence + 1, self._sequence + 1 + len(changes)
+        self._sequence = last + 1
         batch = bytearray(_message(_BATCH_BEGIN, NLM_F_REQUEST, first, edge))
         for number, (kind, name, elements) in enumerate(changes, first + 1):
-            flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE
+            flags = NLM_F_REQUEST | NLM_F_CREATE | (NLM_F_ACK if number == last else 0)
             batch += _message(kind, flags, number, self._body(name, elements))
-        self._sequence = first + 1 + len(changes)
         batch += _message(_BATCH_END, NLM_F_REQUEST, self._sequence, edge)
         self._socket.send(batch)
-        answered = 0
-        while answered < len(changes):
+        answered = False
+        while not answered:
             for kind, _, sequence, payload in self._messages():
                 if kind == NLMSG_ERROR and sequence >= first:
-                    answered += 1
                     self._fail(payload, "change elements of nftables' sets")
+                    answered = sequence == last
 
     def _body(self, name: str, elements: Sequence[bytes] = ()) -> bytes:
         body = _GENERAL.pack(_INET, 0, 0) + attribute_text(_TABLE, self._table) + attribute_text(_SET, name)

@@ -52,6 +52,9 @@ _LIVE_SECONDS = 0.1
 _MANY_FLOWS = 1000
 _TOO_MANY_FLOWS = MOST_FLOWS // 2
 
+#: No job may have more than so many there: beyond, those that are not silent are taken out as well.
+_MOST_OF_ONE = MOST_FLOWS // 16
+
 #: So many flows are taken out before others have their turn.
 _FORGOTTEN_AT_ONCE = 200
 
@@ -287,6 +290,9 @@ class Books:
         loop = asyncio.get_running_loop()
         async with self._seeing:
             found = await loop.run_in_executor(self._reading, self._reader.flows, numbers)
+            for number, moved in (await loop.run_in_executor(self._reading, self._reader.unlisted)).items():
+                if (recorder := self._recorders.get(number)) is not None:
+                    recorder.unlisted = moved
             if sample:
                 await self._sample_all(await loop.run_in_executor(self._reading, self._reader.moved, found))
             now, crowded = time.time(), sum(map(len, found.values())) > _TOO_MANY_FLOWS
@@ -294,7 +300,9 @@ class Books:
                 if (recorder := self._recorders.get(number)) is None:
                     continue
                 silent = recorder.see(flows, now)
-                if silent and (crowded or len(flows) > _MANY_FLOWS):
+                if len(flows) > _MOST_OF_ONE:
+                    await self._take_out(number, recorder, flows)
+                elif silent and (crowded or len(flows) > _MANY_FLOWS):
                     await self._take_out(number, recorder, silent)
                 await asyncio.sleep(0)
 

@@ -83,6 +83,8 @@ class Recorder:
         self._others = Moved()  # settled flows beyond the bound
         self._others_now: dict[Flow, Moved] = {}
         self.others = 0
+        #: What was moved in flows that the kernel did not tell apart, the job having too many.
+        self.unlisted = Moved()
         self.refusals_not_listed = 0
         self.complete = True
 
@@ -130,6 +132,7 @@ class Recorder:
             key: Moved(contact.bytes_out, contact.bytes_in, contact.packets_out, contact.packets_in)
             for key, contact in self.contacts.items()
         }
+        self._others, self.unlisted = self._others.plus(self.unlisted), Moved()
         self._last = {}
 
     def _contact(self, flow: Flow, moved: Moved, now: float) -> None:
@@ -175,7 +178,7 @@ class Recorder:
         """For JSON: the `most` destinations with most bytes, the rest summed; and as many refusals."""
         contacts = sorted(self.contacts.values(), key=lambda each: each.bytes_in + each.bytes_out, reverse=True)
         refusals = sorted(self.refusals.values(), key=lambda each: each.attempts, reverse=True)
-        rest = self._others
+        rest = self._others.plus(self.unlisted)
         for moved in self._others_now.values():
             rest = rest.plus(moved)
         for contact in contacts[most:]:
@@ -202,6 +205,7 @@ class Recorder:
             "settled": [[*key, *moved] for key, moved in self._settled.items()],
             "others_settled": [self.others - len(self._others_now), *self._others],
             "refused_seen": [[*_encoded(flow), *moved] for flow, moved in refused.items()],
+            "unlisted": list(self.unlisted),
             "not_listed": self.refusals_not_listed,
         }
 
@@ -221,7 +225,7 @@ class Recorder:
             recorder.refusals[refusal.address, refusal.protocol, refusal.port, refusal.reason] = refusal
         recorder._settled = {tuple(each[:4]): Moved(*each[4:]) for each in state["settled"]}
         recorder.others, *others = state["others_settled"]
-        recorder._others = Moved(*others)
+        recorder._others, recorder.unlisted = Moved(*others), Moved(*state["unlisted"])
         recorder._last = {_decoded(each[:5]): Moved(*each[5:]) for each in state["refused_seen"]}
         recorder.refusals_not_listed = state["not_listed"]
         return recorder

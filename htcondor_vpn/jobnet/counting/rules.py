@@ -10,6 +10,9 @@ as the kernel counts by looking up (Linux 5.7), nothing but the look-up of their
     postrouting ─ received ─┬─ a known flow: counted
                             └─ received_by: link → the policy's chain ── count_received
 
+A job may have so many flows told apart at once, and so many new ones a second; what comes beyond is counted by its
+class, and in sum (`unlisted`). So no job can fill the sets, in which the others' flows need room, too.
+
 Verdict maps lead from a job's link to the chain of what that job may reach: a job costs two elements and no rule, no
 packet meets a rule of another policy, and jobs for whom the same was decided share a chain. What comes by a link that
 the map does not know is dropped. So what a flow may is decided once: if a policy's rules change, its flows have to be
@@ -29,7 +32,7 @@ from collections.abc import Iterable, Sequence
 from ipaddress import collapse_addresses, ip_network
 from itertools import groupby
 
-from htcondor_vpn.addresses import JOB_LINK, OWN_V4, OWN_V6, PILOT_V4, POLICY_MARK, REFUSAL_MARKS, TPROXY_MARK
+from htcondor_vpn.addresses import JOB_LINK, MAX_JOBS, OWN_V4, OWN_V6, PILOT_V4, POLICY_MARK, REFUSAL_MARKS, TPROXY_MARK
 from htcondor_vpn.jobnet.counting.spans import Span, spans
 from htcondor_vpn.jobnet.policy.destinations import Destination
 from htcondor_vpn.special_addresses import Address, Network
@@ -37,7 +40,7 @@ from htcondor_vpn.special_addresses import Address, Network
 TABLE = "htcondor_vpn_jobs"
 
 #: A set by whose name a broker knows a table that it can go on with; another name belongs to what is made differently.
-LAYOUT = "layout_2"
+LAYOUT = "layout_3"
 
 #: Class number n, from 1 on, has the mark FIRST_CLASS_MARK + n while a packet is counted; what is in none has no mark
 #: (0). Marks between say by what a packet was refused.
@@ -48,6 +51,9 @@ _EARLY = "raw - 10"
 
 #: How many flows (link, address, protocol, port) are told apart at a time; what comes beyond is counted by class only.
 MOST_FLOWS = 1 << 16
+
+#: How many flows a job may have told apart at once, and how many new ones a second after that, in each direction.
+FLOWS_AT_ONCE, FLOWS_PER_SECOND = 1000, 100
 
 #: How many pairs of job and class.
 _MOST_CLASSES = 1 << 16
@@ -62,10 +68,11 @@ _FAMILIES = {4: "ip", 6: "ip6"}
 #: is TCP; nft would have each rule ask for that again.
 _BEGUN = "@th,104,8 & 0x16 == 0x12"
 
-def table_rules(*, logging: bool, known_flows: bool) -> str:
+def table_rules(*, logging: bool, known_flows: bool, bounded: bool = True) -> str:
     """The table, without any policy's chain.
 
-    `logging` needs the kernel's module nft_log, `known_flows` that a look-up counts (Linux 5.7; see `counts_look_ups`).
+    `logging` needs the kernel's modules nft_log and nft_limit, `bounded` the latter: without it one job can fill the
+    sets of flows. `known_flows` needs that a look-up counts (Linux 5.7; see `counts_look_ups`).
     """
     counter, size = "counter; " if known_flows else "", f"size {MOST_FLOWS}; flags dynamic;"
     flows = {f"{way}_flows_{version}": _flow_key(version) for way in ("sent", "received") for version in _FAMILIES}
@@ -75,6 +82,8 @@ def table_rules(*, logging: bool, known_flows: bool) -> str:
     sets = [f"set {name} {{ type {key}; {size} {counter}}}" for name, key in flows.items()]
     sets += [f"set {name} {{ type {key}; {size} }}" for name, key in marked.items()]
     sets += [f"set {name} {{ type {key}; size {_MOST_CLASSES}; flags dynamic; }}" for name, key in by_class.items()]
+    by_link = ("sent_unlisted", "received_unlisted", *(f"{what}_budget" for what in ("sent", "received", "refused")))
+    sets += [f"set {name} {{ type iface_index; size {MAX_JOBS}; flags dynamic; }}" for name in by_link]
     refusals = ", ".join(f"{mark} : goto refusal" for mark in (*REFUSAL_MARKS, POLICY_MARK))
     sent = [f"{_ends(version, 'sent')} @sent_flows_{version} accept" for version in _FAMILIES]
     received = [f"{_ends(version, 'received')} @received_flows_{version} accept" for version in _FAMILIES]
@@ -96,18 +105,25 @@ table inet {TABLE} {{
     chain count_received_bytes {{
         update @received_bytes {{ oif . meta mark counter }} meta mark set 0
     }}
+    chain unlisted_sent {{
+        update @sent_unlisted {{ iif counter }} goto count_sent_bytes
+    }}
+    chain unlisted_received {{
+        update @received_unlisted {{ oif counter }} goto count_received_bytes
+    }}
     chain count_sent {{
-        {_counting("sent")}
+        {_counting("sent", known_flows=known_flows, bounded=bounded)}
     }}
     chain count_received {{
         meta l4proto tcp {_BEGUN} update @connections {{ oif . meta mark counter }}
-        {_counting("received")}
+        {_counting("received", known_flows=known_flows, bounded=bounded)}
     }}
     chain refuse {{
         meta mark set {POLICY_MARK} accept
     }}
     chain count_refused {{
         meta l4proto != tcp meta l4proto != udp return
+        {_beyond("refused", "return") if bounded else ""}
         {_lines([f"update @refused_flows_{n} {{ {_ends(n, 'sent')} . meta mark counter }}" for n in _FAMILIES])}
     }}
     chain refusal {{
@@ -165,14 +181,32 @@ def _ends(version: int, way: str) -> str:
     return f"{link} . {_FAMILIES[version]} {side}addr . {protocol} . th {side}port"
 
 
-def _counting(way: str) -> str:
-    """The rules that count a packet of the class that is its mark: in its flow, or else, for want of room, by class."""
+def _counting(way: str, *, known_flows: bool, bounded: bool) -> str:
+    """The rules that count a packet of the class that is its mark: in its flow, or else, for want of room, by class.
+
+    A flow and its class are kept together or not at all, by one rule: a flow without its class would be of none.
+    """
     rules = [f"meta l4proto != tcp meta l4proto != udp goto count_{way}_bytes"]
+    for version in _FAMILIES:  # of a known flow comes what begins a connection, or every packet
+        key, flows = _ends(version, way), f"@{way}_flows_{version}"
+        counted = "" if known_flows else f"update {flows} {{ {key} counter }} "
+        rules.append(f"{key} {flows} {counted}meta mark set 0 accept")
+    if bounded:
+        rules.append(_beyond(way, f"goto unlisted_{way}"))
     for version in _FAMILIES:
         key = _ends(version, way)
-        rules.append(f"meta mark != 0 update @flow_classes_{version} {{ {key} . meta mark }}")
-        rules.append(f"update @{way}_flows_{version} {{ {key} counter }} meta mark set 0 accept")  # noqa: S608
-    return _lines([*rules, f"goto count_{way}_bytes"])
+        flow = f"update @{way}_flows_{version} {{ {key} counter }}"
+        rules.append(f"meta mark 0 {flow} accept")
+        kept = f"update @flow_classes_{version} {{ {key} . meta mark }}"
+        rules.append(f"meta mark != 0 {kept} {flow} meta mark set 0 accept")
+    return _lines([*rules, f"goto unlisted_{way}"])
+
+
+def _beyond(way: str, verdict: str) -> str:
+    """A rule for what would be one more flow of a job that has had too many of late."""
+    link = "oif" if way == "received" else "iif"
+    rate = f"limit rate over {FLOWS_PER_SECOND}/second burst {FLOWS_AT_ONCE} packets"
+    return f"update @{way}_budget {{ {link} {rate} }} {verdict}"
 
 
 def _lines(rules: Sequence[str], indent: int = 8) -> str:

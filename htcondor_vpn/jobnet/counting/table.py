@@ -12,6 +12,7 @@ import struct
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
+from itertools import product
 from typing import NamedTuple
 
 from htcondor_vpn.addresses import FIRST_INDEX
@@ -37,7 +38,8 @@ _MAPS = ("sent_by", "received_by")
 _BY_CLASS = ("sent_bytes", "received_bytes", "connections")
 _FLOWS = tuple(f"{what}_{version}" for what in ("sent_flows", "received_flows", "refused_flows", "flow_classes")
                for version in (4, 6))  # fmt: skip
-_ALL = (*_MAPS, *_BY_CLASS, *_FLOWS)
+_UNLISTED = ("sent_unlisted", "received_unlisted")
+_ALL = (*_MAPS, *_BY_CLASS, *_FLOWS, *_UNLISTED, "sent_budget", "received_budget", "refused_budget")
 _PROTOCOLS = {socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp"}
 _LINK = _MARK = struct.Struct("=I")
 _NO_MARK = _MARK.pack(0)
@@ -105,13 +107,15 @@ class JobTable:
         if self._exists():
             return True
         refused: JobCountingUnavailable | None = None
-        for known_flows, shown in ((True, True), (True, False), (False, True), (False, False)):
-            refused = self._make(logging=shown, known_flows=known_flows)
+        for (shown, bounded), known_flows in product(((True, True), (False, True), (False, False)), (True, False)):
+            refused = self._make(logging=shown, known_flows=known_flows, bounded=bounded)
             if refused is None and (not known_flows or self._counts_look_ups()):
                 if not known_flows:
                     log.info("every packet meets the rules of its job: this kernel does not count as it looks up")
                 if not shown:
                     log.warning("this kernel shows no packets (nft_log), so flight recorders have no names")
+                if not bounded:
+                    log.warning("one job can keep the others' flows from their recorders: this kernel has no nft_limit")
                 return False
         assert refused is not None
         raise refused
@@ -125,10 +129,10 @@ class JobTable:
             return False
         return True
 
-    def _make(self, *, logging: bool, known_flows: bool) -> JobCountingUnavailable | None:
+    def _make(self, *, logging: bool, known_flows: bool, bounded: bool) -> JobCountingUnavailable | None:
         """Makes the table, in place of one that is there; returns why it cannot be made."""
         try:
-            self.run(_REMOVAL + table_rules(logging=logging, known_flows=known_flows))
+            self.run(_REMOVAL + table_rules(logging=logging, known_flows=known_flows, bounded=bounded))
         except JobCountingUnavailable as error:
             return error
         return None
@@ -209,6 +213,11 @@ class JobTable:
                     flow = Flow(_peer(key, version), 0, *_MARK.unpack(key[-4:]))
                     found.setdefault(_number(key), {})[flow] = _moved(count, None)
         return found
+
+    def unlisted(self) -> dict[int, Moved]:
+        """What each job network has moved in flows that were too many to be told apart, if any were."""
+        sent, received = (self._elements.counters(name) for name in _UNLISTED)
+        return {_number(key): _moved(sent.get(key), received.get(key)) for key in sent.keys() | received.keys()}
 
     def forget_flows(self, number: int, flows: Mapping[Flow, Moved]) -> None:
         """Removes `flows`, as they were read: to make room for others, or to have them meet changed rules."""

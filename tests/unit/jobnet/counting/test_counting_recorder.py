@@ -72,6 +72,17 @@ def test_what_was_settled_is_not_lost_by_a_restart():
     assert not recorder.message()["complete"]
 
 
+def test_what_the_kernel_did_not_tell_apart_is_among_the_others_whoever_reads_it():
+    recorder = Recorder(NAMES)
+    recorder.see({flow(1): Moved(100, 0, 1, 0)}, 1.0)
+    recorder.unlisted = Moved(50, 60, 1, 1)
+    for later in (recorder, Recorder.of(json.loads(json.dumps(recorder.state())), NAMES)):
+        assert (later.message()["others"]["bytes_out"], later.message()["others"]["bytes_in"]) == (50, 60)
+        later.kernel_forgot()
+        later.unlisted = Moved(1, 2, 1, 1)  # since then
+        assert (later.message()["others"]["bytes_out"], later.message()["others"]["bytes_in"]) == (51, 62)
+
+
 def test_refusals_say_by_what_and_how_often():
     recorder = Recorder(())
     recorder.heard(Named("storage.example.org", (ip_address("192.0.2.1"),)), 0.5)

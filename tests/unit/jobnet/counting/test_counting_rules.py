@@ -100,7 +100,20 @@ def test_a_kernel_that_does_not_count_as_it_looks_up_has_each_packet_meet_the_po
     assert "counter;" in fast
     assert "_flows_4 accept" not in slow
     assert "counter;" not in slow  # nor does its nft(8) know the word there
-    assert slow.count("update @sent_flows_4") == fast.count("update @sent_flows_4") == 1
+    assert slow.count("update @sent_flows_4") == fast.count("update @sent_flows_4") + 1
+
+
+def test_a_kernel_without_limits_gets_a_table_without_them():
+    for known in (True, False):
+        assert "limit" in table_rules(logging=False, known_flows=known)
+        assert "limit" not in table_rules(logging=False, known_flows=known, bounded=False)
+
+
+def test_a_flow_and_its_class_are_kept_by_one_rule():
+    """A set that has room for only one of the two must not have it: the flow would be counted to no class."""
+    for line in table_rules(logging=True, known_flows=True).splitlines():
+        if "update @flow_classes_" in line:
+            assert line.index("update @flow_classes_") < line.index("_flows_", line.index("mark }"))
 
 
 def test_what_a_kernel_says_of_a_set_tells_whether_it_counts():
