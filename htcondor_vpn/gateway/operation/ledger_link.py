@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
 from collections import deque
 from pathlib import Path
@@ -63,7 +64,7 @@ class LedgerLink:
         self._flush()
 
     def close(self) -> None:
-        """Has what was told written, as far as that is possible within some seconds."""
+        """Has what was told written, as far as that is possible within some seconds; hears nothing else meanwhile."""
         self._ending = True
         if self._child is None:
             return
@@ -75,7 +76,10 @@ class LedgerLink:
             self._child.channel.finish()
         except OSError as error:
             log.error("the ledger lacks the last flows: %s", error)
-        self._loop.run_until(lambda: self._child is None, _END_SECONDS)
+        poller = select.poll()  # what the loop heard now could be told to nobody any more
+        poller.register(self._child.pidfd, select.POLLIN)
+        if poller.poll(_END_SECONDS * 1e3):
+            self._ended()
 
     def reopen(self) -> None:
         """Takes a `close` back."""

@@ -1,5 +1,6 @@
 """The ledger: what is kept, for how long, and what happens to it when the disk does not take it."""
 
+import socket
 import sqlite3
 import stat
 import threading
@@ -11,9 +12,11 @@ import pytest
 from htcondor_vpn.errors import GatewayFolderError
 from htcondor_vpn.gateway.operation import ledger_process
 from htcondor_vpn.gateway.operation.ledger import FILE, Ledger, sums
+from htcondor_vpn.gateway.operation.ledger_link import LedgerLink
 from htcondor_vpn.gateway.operation.ledger_process import Keeper, keep_ledger
 from htcondor_vpn.gateway.serving.flows import Record
 from htcondor_vpn.linux.channel import Channel
+from htcondor_vpn.linux.loop import Loop
 
 DAY = 86400.0
 
@@ -88,6 +91,24 @@ def test_a_gateway_that_has_just_started_has_one(tmp_path, monkeypatch):
     parent.sock.close()
     keeper.join()
     child.sock.close()
+
+
+def test_while_it_is_closed_nothing_is_heard_that_could_not_be_written(tmp_path):
+    """A gateway that is started anew leaves it to the next program: what a worker says, or an operator."""
+    loop = Loop()
+    ledger = LedgerLink(loop, tmp_path, DAY, 1000)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        loop.watch(ours, lambda: ledger.tell({"records": [list(record(2, up=ours.recv(1)[0]))]}))
+        ledger.tell({"records": [list(record(1))]})
+        theirs.send(b"\1")
+        ledger.close()
+        assert ours.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b"\1"
+        assert sums(tmp_path, "pilot")[0]["flows"] == 1
+        ledger.reopen()
+        loop.turn()
+        ledger.close()
+    assert sums(tmp_path, "pilot")[0]["flows"] == 2
 
 
 def test_what_an_earlier_gateway_left_open_is_ended(tmp_path):
