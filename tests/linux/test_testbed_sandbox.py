@@ -153,7 +153,15 @@ with Site(default_route=True, delay_ms=1) as site:
     host.run(["sh", "-c", "(setsid sleep 86400 >/dev/null 2>&1 &)"], as_root=True)
     assert len(site.processes()) >= 5, site.processes()  # the relay is one of them
 site.close()
-left = [pid for pid in Path("/proc").iterdir() if pid.name.isdecimal() and int(pid.name) not in (1, os.getpid())]
+
+def lives(process):
+    try:
+        return ") Z " not in (process / "stat").read_text()  # what is dead is the sandbox's first process' to reap
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+processes = [path for path in Path("/proc").iterdir() if path.name.isdecimal()]
+left = [path for path in processes if int(path.name) not in (1, os.getpid()) and lives(path)]
 print(len(left), os.listdir("/run"), os.listdir("/run/netns"), len(os.listdir("/proc/self/fd")))
 """
     done = site.node.run([sys.executable, "-c", script, script])
