@@ -28,8 +28,29 @@ HIGHEST_MBPS = 1e6
 _DEFAULT = "the default"
 
 
-_RATE, _WEIGHT = Range(LOWEST_MBPS, HIGHEST_MBPS, zero=True), Range(0.001, 1e6)
-_RANGES = {key: _WEIGHT if key == "weight" else _RATE for key in NUMBERS}
+_RATE, _RATE_OR_NONE, _WEIGHT = (
+    Range(LOWEST_MBPS, HIGHEST_MBPS), Range(LOWEST_MBPS, HIGHEST_MBPS, zero=True), Range(0.001, 1e6)
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Number:
+    """One number of a rule, and what it may be."""
+
+    expression: Expression
+    allowed: Range
+
+    @classmethod
+    def of(cls, key: str, expression: Expression) -> Number:
+        """A ceiling that is reckoned may not come to 0, which takes it away: a job could see to that by its ad."""
+        if key == "weight":
+            return cls(expression, _WEIGHT)
+        none_is_safe = key.startswith("guaranteed_") or expression.is_constant()
+        return cls(expression, _RATE_OR_NONE if none_is_safe else _RATE)
+
+    def value(self, ads: Ads) -> Sourced:
+        """Raises `Refusal`."""
+        return Sourced(self.expression.number(ads, self.allowed), self.expression.source)
 
 
 @dataclass(frozen=True)
@@ -40,7 +61,7 @@ class Rule:
     origin: Origin
     when: Expression | None
     networks: Sourced
-    numbers: Mapping[str, Expression]
+    numbers: Mapping[str, Number]
     group: Expression | None
     allowed: Sourced
     denied: Sourced
@@ -59,8 +80,8 @@ class Rule:
 
     def number(self, key: str, ads: Ads) -> Sourced | None:
         """One of its numbers, None if it does not say; raises `Refusal`."""
-        expression = self.numbers.get(key)
-        return None if expression is None else Sourced(expression.number(ads, _RANGES[key]), expression.source)
+        number = self.numbers.get(key)
+        return None if number is None else number.value(ads)
 
     def offer(self, direction: str, ads: Ads) -> Offer:
         """What it offers for "up" or "down"; raises `Refusal`."""
@@ -120,9 +141,9 @@ class _Compiler:
         for key in NUMBERS:
             expression = self._expression(section, key)
             if expression is not None:
-                numbers[key] = expression
+                numbers[key] = number = Number.of(key, expression)
                 if expression.is_constant():
-                    self._check(lambda e=expression, r=_RANGES[key]: e.number(self._constants, r))
+                    self._check(lambda n=number: n.value(self._constants))
         group = self._expression(section, "group")
         if group is not None and group.is_constant():
             self._check(lambda: group.string(self._constants))
