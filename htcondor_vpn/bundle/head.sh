@@ -106,7 +106,6 @@ extract() { # BASE FOLDER: says why it could not, and leaves nothing then
         "$new/lib/loader" --library-path "$new/lib" "$new/@xz@" -dc "$new/@packed@" | tar -xof - -C "$new" || return 1
         rm "$new/@packed@" || return 1
     fi
-    [ ! -e "$2" ] || complete "$2" || mv "$2" "$new/incomplete" || return 1
     if [ -n "$has_python" ]; then
         "$new/lib/loader" --library-path "$new/lib" "$new/python/bin/python3" -ISXutf8 "$new/unpack.py" "$new" "$2"
     else

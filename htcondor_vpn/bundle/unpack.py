@@ -2,9 +2,9 @@
 
     python3 -ISXutf8 unpack.py NEW FINAL
 
-NEW is a folder beside FINAL. Where FINAL is there by then (another pilot was faster), NEW is removed. The exit code is
-0 if FINAL can be used, and 1 after one line on stderr if it cannot, such as where nothing may be executed. Standard
-library only, Python 3.9.
+NEW is a folder beside FINAL. Where FINAL is whole by then (another pilot was faster), NEW is removed; a FINAL that is
+not whole any more makes room for it. The exit code is 0 if FINAL can be used, and 1 after one line on stderr if it
+cannot, such as where nothing may be executed. Standard library only, Python 3.9.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 #: Stands for the path of the dynamic loader in each program (PT_INTERP), which the kernel wants to be absolute; so long
@@ -38,20 +41,58 @@ def main(new: Path, final: Path) -> int:
     """See above."""
     try:
         _name_loader(new, final)
-        _remove(new / "incomplete")
-        _count(new)
-        try:
-            os.rename(new, final)
-        except OSError:
-            if not (final / COUNT).is_file():
-                raise
-            shutil.rmtree(new)  # another one was faster
+        (new / COUNT).write_text(f"{_files(new) + 1}\n")
+        _place(new, final)
         _try(final)
         _remove_leftovers(final.parent, final)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         print(f"htcondor-vpn: {final}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _place(new: Path, final: Path) -> None:
+    """Moves `new` to its place, unless what is there is whole: another pilot may run from that already."""
+    gone = new.with_name(f".new{new.name}")
+    try:
+        with _alone(final.parent):
+            if _is_whole(final):
+                new.rename(gone)
+            else:
+                with suppress(FileNotFoundError):
+                    final.rename(gone)
+                new.rename(final)
+    finally:
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+@contextmanager
+def _alone(cache: Path) -> Iterator[None]:
+    """Within, no other pilot moves anything, where the file system has locks for folders."""
+    descriptor = os.open(cache, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_whole(folder: Path) -> bool:
+    """As the bundle's head sees it."""
+    try:
+        return int((folder / COUNT).read_text()) == _files(folder)
+    except (OSError, ValueError):
+        return False
+
+
+def _files(folder: Path) -> int:
+    """How many there are, without what was compiled meanwhile."""
+    found = 0
+    for above, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name != "__pycache__"]
+        found += sum(stat.S_ISREG(os.lstat(os.path.join(above, name)).st_mode) for name in names)
+    return found
 
 
 def _name_loader(new: Path, final: Path) -> None:
@@ -71,18 +112,6 @@ def _replace(program: Path, content: bytes) -> None:
     other.write_bytes(content)
     other.chmod(0o755)
     other.rename(program)
-
-
-def _remove(folder: Path) -> None:
-    """Removes what had stood at the final place, and was not whole any more."""
-    if folder.exists():
-        shutil.rmtree(folder)
-
-
-def _count(new: Path) -> None:
-    files = sum(len(names) for _, _, names in os.walk(new)) + 1
-    compiled = sum(path.is_file() for path in new.glob("**/__pycache__/*"))
-    (new / COUNT).write_text(f"{files - compiled}\n")
 
 
 def _try(final: Path) -> None:

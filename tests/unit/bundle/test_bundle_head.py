@@ -4,6 +4,7 @@ import fcntl
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -92,11 +93,13 @@ def test_many_at_once_unpack_one_folder(bundle, tmp_path):
 
 
 def test_one_that_is_killed_leaves_nothing_that_counts(bundle, tmp_path):
-    process = subprocess.Popen(bundle.argv("--unpack"), env=bundle.environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        bundle.argv("--unpack"), env=bundle.environment, stdout=subprocess.DEVNULL, start_new_session=True
+    )
     deadline = time.monotonic() + 30
     while not list((tmp_path / "tmp").glob("*/.new.*")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
-    process.kill()
+    os.killpg(process.pid, signal.SIGKILL)  # and what it has unpack, which would go on
     process.wait()
     folder = bundle.unpack()
     assert (folder / "app/__main__.py").exists()
