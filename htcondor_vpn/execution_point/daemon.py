@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from htcondor_vpn.condor.programs import write_programs
@@ -63,8 +64,7 @@ def run(settings: Settings, again: Sequence[str], announce: Callable[[str], None
     broker.networks.end_all()
     take_back(nft)  # also what one before us had, with other settings
     network.close()
-    shutil.rmtree(folder, ignore_errors=True)
-    os.close(lock)
+    leave(folder, lock)
 
 
 def require_for_all(python: Path) -> None:
@@ -134,9 +134,8 @@ def _take(folder: Path) -> int:
         status = folder.stat()
         if status.st_uid != 0 or status.st_mode & 0o022:
             raise RunFolderError(f"others than root may write into {folder}", f"chown root {folder}, and chmod 755")
+        lock = locked(folder)
         folder.chmod(0o755)
-        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         write_programs(folder / "libexec", _PROGRAMS, 0o755)
     except BlockingIOError as error:
         raise RunFolderError(f"another broker serves in {folder}", "stop that one first") from error
@@ -144,3 +143,39 @@ def _take(folder: Path) -> int:
         cause = f"{folder} cannot be made: {error.strerror}"
         raise RunFolderError(cause, "set HTCONDOR_VPN_EXECUTION_POINT_DIR") from error
     return lock
+
+
+def locked(folder: Path) -> int:
+    """Locks the folder, which may be about to vanish, and returns the descriptor; raises BlockingIOError, OSError.
+
+    What is locked is the lock that is there: not the one that its holder, who is ending, has just removed.
+    """
+    while True:
+        folder.mkdir(mode=0o755, exist_ok=True)
+        try:
+            lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock), os.stat(folder / _LOCK)):
+                return lock
+        except FileNotFoundError:
+            pass
+        except OSError:
+            os.close(lock)
+            raise
+        os.close(lock)
+
+
+def leave(folder: Path, lock: int) -> None:
+    """Removes the folder, its lock last: who comes before that would lose what it has just put there."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != _LOCK:
+            path.unlink(missing_ok=True)
+    (folder / _LOCK).unlink(missing_ok=True)
+    with suppress(OSError):  # the next one may be in it already
+        folder.rmdir()
+    os.close(lock)
