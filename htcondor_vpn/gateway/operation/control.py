@@ -6,6 +6,7 @@ A request is one message, and so is the answer; what is long in it comes as a de
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -14,29 +15,33 @@ from pathlib import Path
 from typing import Any
 
 from htcondor_vpn.errors import GatewayFolderError, GatewayNotRunning
+from htcondor_vpn.gateway.trust.folder import locked
 from htcondor_vpn.linux.channel import Channel
 from htcondor_vpn.linux.loop import Loop
+
+log = logging.getLogger(__name__)
 
 FILE = "control.sock"
 _ANSWER_SECONDS = 30.0
 
 Answer = dict[str, Any]
+Identity = tuple[int, int]
 
 
 class ControlSocket:
     """Listens in `folder`, and has `answer` make an answer of each request; a later gateway takes its place.
 
-    `former` is the descriptor of one that a former program has made: a new one would need room on the disk.
-    A connection is kept until its other end goes: so that who asks can wait for the gateway's own end.
+    `former` is the descriptor of one that a former program has made: a new one would need room on the disk, and is made
+    only where that one has lost its name. A connection is kept until its other end goes: so that who asks can wait for
+    the gateway's own end.
     """
 
     def __init__(
         self, folder: Path, loop: Loop, answer: Callable[[Answer, Channel], None], former: int | None = None
     ) -> None:
         self._loop, self._answer = loop, answer
-        self._path = folder / FILE
-        self._listener = _listen(folder) if former is None else socket.socket(fileno=former)
-        self._identity = _identity(self._path)
+        self._folder, self._path = folder, folder / FILE
+        self._listener, self._identity = _listen(folder) if former is None else _found(folder, former)
         self._channels: set[Channel] = set()
         loop.watch(self._listener, self._accept)
 
@@ -46,7 +51,7 @@ class ControlSocket:
     def close(self) -> None:
         """Listens no more, and removes the socket if it is still this one."""
         self._listener.close()
-        with suppress(OSError):
+        with suppress(OSError, GatewayFolderError), locked(self._folder):  # a later one may be about to make its own
             if _identity(self._path) == self._identity:
                 self._path.unlink()
 
@@ -143,7 +148,7 @@ class Connection:
         )
 
 
-def _identity(path: Path) -> tuple[int, int]:
+def _identity(path: Path) -> Identity:
     status = path.stat()
     return status.st_dev, status.st_ino
 
@@ -158,7 +163,22 @@ def _short(folder: Path, name: str = FILE) -> Iterator[str]:
         os.close(descriptor)
 
 
-def _listen(folder: Path) -> socket.socket:
+def _found(folder: Path, former: int) -> tuple[socket.socket, Identity | None]:
+    """A former program's socket, and what it is in the folder; None if it is not there, and no other one can be."""
+    listener = socket.socket(fileno=former)
+    try:
+        return listener, _identity(folder / FILE)
+    except OSError:  # a gateway that had taken its place for a while is gone
+        try:
+            anew = _listen(folder)
+        except GatewayFolderError as error:
+            log.error("%s", error)
+            return listener, None
+        listener.close()
+        return anew
+
+
+def _listen(folder: Path) -> tuple[socket.socket, Identity]:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     temporary = f".{FILE}.{os.getpid()}"
     try:
@@ -168,9 +188,14 @@ def _listen(folder: Path) -> socket.socket:
             listener.bind(path)
             os.chmod(path, 0o600)
         listener.listen(16)
-        os.replace(folder / temporary, folder / FILE)  # a former gateway's, which may still serve its flows
+        identity = _identity(folder / temporary)
+        with locked(folder):
+            os.replace(folder / temporary, folder / FILE)  # a former gateway's, which may still serve its flows
+    except GatewayFolderError:
+        listener.close()
+        raise
     except OSError as error:
         listener.close()
         cause = f"{folder / FILE} cannot be made: {error.strerror}"
         raise GatewayFolderError(cause, "check the folder's owner and the disk") from error
-    return listener
+    return listener, identity
