@@ -91,7 +91,7 @@ def test_values_that_nobody_can_know(tmp_path: Path, text: str) -> None:
 
 
 def test_doubling_macros_end_in_an_error_and_soon(tmp_path: Path) -> None:
-    start = time.monotonic()
+    start = time.process_time()
     steps = "".join(f"A{n + 1} = $(A{n})$(A{n})\n" for n in range(40))
     empty = read(tmp_path, "A0 =\n" + steps)
     assert empty.value("A40") == ""
@@ -103,7 +103,7 @@ def test_doubling_macros_end_in_an_error_and_soon(tmp_path: Path) -> None:
     nested = read(tmp_path, "A = " + "$(B:" * 5000 + ")" * 5000)
     with pytest.raises(ConfigError, match="too deeply"):
         nested.value("A")
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_comments_in_any_encoding(tmp_path: Path) -> None:

@@ -83,14 +83,14 @@ def test_starts_at_once_agree(tmp_path):
     found, barrier = [], threading.Barrier(8)
 
     def start():
-        barrier.wait(10)
+        barrier.wait(60)
         found.append(own_credentials(open_folder(tmp_path / "gateway"), ["gw"]).pin)
 
     threads = [threading.Thread(target=start) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert len(found) == 8
     assert len(set(found)) == 1
     names = {path.name for path in (tmp_path / "gateway").iterdir()}

@@ -34,7 +34,7 @@ async def test_a_revoked_token_cuts_its_flows_and_no_others(running, echo_port, 
 
 async def test_an_expired_token_cuts_its_flows(running, echo_port):
     async with running() as gateway, echo_port() as port:
-        token = gateway.tokens.add("brief", lifetime_seconds=1)
+        token = gateway.tokens.add("brief", lifetime_seconds=4)
         stream = await gateway.flow(port, token=token)
         with pytest.raises(ConnectionResetError):
             await stream.read()

@@ -4,6 +4,7 @@ import asyncio
 import time
 
 import pytest
+from streams import eventually
 
 from htcondor_vpn.gateway.trust.strangers import _HANDSHAKES_AT_ONCE, Strangers, source_of
 
@@ -133,8 +134,11 @@ async def test_handshakes_at_once(monkeypatch):
 async def hoard(gateway, count):
     """Connections that say nothing; those that were turned away are left out."""
     loop = asyncio.get_running_loop()
+    strangers, seen = gateway.gateway._strangers, []
+    visit = strangers.visit
+    strangers.visit = lambda address: (visit(address), seen.append(address))[0]
     socks = [await gateway.raw() for _ in range(count)]
-    await asyncio.sleep(1.5)
+    await eventually(lambda: len(seen) == count)
     kept = []
     for sock in socks:
         try:
@@ -147,7 +151,8 @@ async def hoard(gateway, count):
     return kept
 
 
-async def test_silent_connections_are_bounded_and_others_are_served(running, echo_port, caplog):
+async def test_silent_connections_are_bounded_and_others_are_served(running, echo_port, caplog, monkeypatch):
+    monkeypatch.setattr("htcondor_vpn.gateway.trust.strangers._PRESSED_SECONDS", 60.0)  # they shall not go meanwhile
     async with running(strangers_per_address=50, head_seconds=8) as gateway, echo_port() as port:
         flow = await gateway.flow(port)
         hoarded = await hoard(gateway, 200)

@@ -87,11 +87,11 @@ def test_an_end_without_a_tunnel_is_a_failure_too(stage):
 def test_no_tunnel_is_tried_again_for_a_glidein_that_has_ended(stage):
     program(stage, f"echo once >>{stage.folder}/count; kill -KILL $(sed -n 's/^GLIDEIN_STARTUP_PID //p' "
                    f"{stage.start_folder}/glide_*/glidein_config); exit 69")  # fmt: skip
-    stage.attribute("HTVPN_SETUP_SECONDS", 20)
+    stage.attribute("HTVPN_SETUP_SECONDS", 120)
     stage.add_module()
     begin = time.monotonic()
     assert run(stage).returncode == -9  # its output ends when the last of its processes does
-    assert time.monotonic() - begin < 15
+    assert time.monotonic() - begin < 60
     assert (stage.folder / "count").read_text() == "once\n"
 
 
