@@ -18,7 +18,7 @@ from htcondor_vpn.condor.programs import write_programs
 from htcondor_vpn.config_file import printable
 from htcondor_vpn.errors import RunFolderError
 from htcondor_vpn.linux.temporary_folders import TemporaryFolder, remove_abandoned
-from htcondor_vpn.publish.advertiser.state_file import is_alive
+from htcondor_vpn.publish.advertiser.state_file import STATE_FILE, is_alive
 from htcondor_vpn.publish.state import State
 
 #: The interpreter of scripts.
@@ -37,6 +37,7 @@ _LOCK = "run.lock"
 _DETOURS = "r"  # no longer than need be: sockets are in it
 _JOBS = "jobs.json"  # what is known of running jobs now; their ledger stays
 _OURS = (_SOCKET, _DETOURS, _JOBS, "resolv.conf", "libexec")
+_UNFINISHED = (f".{STATE_FILE}.*", f".{_JOBS}.*")  # of who was killed as it wrote one
 _CLEARING_SECONDS, _LOOK_SECONDS = 20.0, 0.05
 
 
@@ -85,7 +86,7 @@ class RunFolder:
 
     @property
     def state(self) -> Path:
-        return self.path / "state.json"
+        return self.path / STATE_FILE
 
     @property
     def log(self) -> Path:
@@ -132,7 +133,7 @@ class RunFolder:
         self._clear()
         if self._temporary is None:
             os.close(self.locks[0])
-            with suppress(OSError):  # another one has it still
+            with suppress(OSError):  # another one has it, or has removed it
                 _unlock(self.path)
 
     def release(self) -> None:
@@ -147,8 +148,8 @@ class RunFolder:
         if self._temporary is not None:
             self._temporary.remove()
             return
-        for name in _OURS:
-            path = self.path / name
+        unfinished = (path for pattern in _UNFINISHED for path in self.path.glob(pattern))
+        for path in (*(self.path / name for name in _OURS), *unfinished):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -196,7 +197,7 @@ def _lock(path: Path) -> int:
         except FileNotFoundError:
             pass  # who had it has removed it
         except BlockingIOError:
-            if not _supervisor_has_ended(path) or time.monotonic() > deadline:
+            if _supervisor_is_alive(path) is not False or time.monotonic() > deadline:
                 os.close(lock)
                 raise
             time.sleep(_LOOK_SECONDS)
@@ -213,20 +214,32 @@ def _is_locked(lock: int, path: Path) -> bool:
 
 
 def _unlock(path: Path) -> None:
-    """Removes a folder's lock; raises BlockingIOError while somebody holds it, and OSError."""
+    """Removes a folder's lock; raises BlockingIOError where somebody keeps it, and OSError.
+
+    Those that were killed together with the supervisor are waited for: they have it until they have ended.
+    """
+    deadline = time.monotonic() + _CLEARING_SECONDS
     lock = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC)
     try:
-        if _is_locked(lock, path):
-            os.unlink(path / _LOCK)
+        while True:
+            try:
+                if _is_locked(lock, path):
+                    os.unlink(path / _LOCK)
+                return
+            except BlockingIOError:
+                if _supervisor_is_alive(path) or time.monotonic() > deadline:
+                    raise
+                time.sleep(_LOOK_SECONDS)
     finally:
         os.close(lock)
 
 
-def _supervisor_has_ended(path: Path) -> bool:
+def _supervisor_is_alive(path: Path) -> bool | None:
+    """Says whether the latest supervisor runs; None where there is no word of any."""
     try:
-        return not is_alive(State.read(path).pid)
+        return is_alive(State.read(path).pid)
     except (OSError, ValueError):
-        return False
+        return None
 
 
 def _place() -> Path:

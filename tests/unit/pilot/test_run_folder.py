@@ -1,13 +1,27 @@
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
 from htcondor_vpn.errors import RunFolderError
 from htcondor_vpn.pilot.run_folder import RunFolder
+from htcondor_vpn.publish.state import State
+
+
+def fork(body):
+    """Starts a process that does this, and exits with 0 if that went well; returns its pid."""
+    if (pid := os.fork()) == 0:
+        try:
+            body()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return pid
 
 
 def test_a_folder_of_our_own_is_private_and_goes(monkeypatch):
@@ -30,6 +44,8 @@ def test_a_given_folder_keeps_state_and_log(tmp_path):
     assert os.access(folder.path / "libexec" / "say-hello", os.X_OK)
     folder.state.write_text("{}")
     folder.log.write_text("")
+    for unfinished in (".state.json.17", ".jobs.json.18"):  # of a process that was killed
+        (folder.path / unfinished).write_text("{")
     folder.release()
     assert sorted(os.listdir(folder.path)) == ["run.log", "state.json"]
 
@@ -41,23 +57,60 @@ def test_two_pilots_cannot_share_one(tmp_path):
     folder.release()
 
 
-def test_nobody_else_has_one_until_the_last_process_has_left_it(tmp_path):
+@pytest.fixture
+def leave(monkeypatch):
+    """Has another process leave a folder, which has found it in use, or has ended, on return; returns its pid."""
+    sleep, pipes = time.sleep, []
+
+    def leave(folder):
+        waiting, tell = os.pipe()
+        pipes.append(waiting)
+        with monkeypatch.context() as patched:
+            patched.setattr(time, "sleep", lambda seconds: (os.write(tell, b"x"), sleep(seconds)))
+            pid = fork(folder.leave)
+        os.close(tell)
+        os.read(waiting, 1)
+        return pid
+
+    yield leave
+    for descriptor in pipes:
+        os.close(descriptor)
+
+
+def test_nobody_else_has_one_until_the_last_process_has_left_it(tmp_path, leave):
     """Of a pilot that was killed, broker and engine do; who is done first must not let the next one in."""
     folder = RunFolder(tmp_path / "run")
+    leaving = []
     for _ in range(2):
         assert os.listdir(folder.path) == ["run.lock"]
         with pytest.raises(RunFolderError, match="another"):
             RunFolder(tmp_path / "run")
-        if (child := os.fork()) == 0:
-            try:
-                folder.leave()
-                os._exit(0)
-            finally:
-                os._exit(1)
-        assert os.waitpid(child, 0)[1] == 0
+        leaving.append(leave(folder))
     folder.leave()
+    assert [os.waitpid(pid, 0)[1] for pid in leaving] == [0, 0]
     assert os.listdir(folder.path) == []
     RunFolder(tmp_path / "run").release()
+
+
+def test_who_was_killed_has_one_for_a_while_after_the_last_process_has_left_it(tmp_path, leave):
+    """The engine, together with the supervisor: the lock is its own until the kernel is done with it."""
+    folder = RunFolder(tmp_path / "run")
+    engine = fork(signal.pause)
+    broker = leave(folder)
+    os.close(folder.locks[0])
+    os.kill(engine, signal.SIGKILL)
+    assert [os.waitpid(pid, 0)[1] for pid in (engine, broker)] == [signal.SIGKILL, 0]
+    assert os.listdir(folder.path) == []
+
+
+def test_the_next_pilot_is_not_waited_for(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    State(pid=os.getpid()).write(folder.path)
+    begin = time.monotonic()
+    assert os.waitpid(fork(folder.leave), 0)[1] == 0
+    assert time.monotonic() - begin < 15  # for who has ended it would be 20
+    folder.release()
+    assert os.listdir(folder.path) == ["state.json"]
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o720, 0o702])
