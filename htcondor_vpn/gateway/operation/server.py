@@ -123,12 +123,17 @@ class Gateway:
 
     async def _accept(self, listener: socket.socket) -> None:
         loop, roster = asyncio.get_running_loop(), self._services.roster
+        listener.setblocking(False)
         while not self._stop.is_set():
             if roster.closed:
                 await roster.left(_RETRY_SECONDS)
                 continue
             try:
-                sock, address = await loop.sock_accept(listener)
+                sock, address = listener.accept()
+                sock.setblocking(False)
+            except BlockingIOError:
+                await _readable(listener)
+                continue
             except OSError as error:
                 if error.errno in _OUT_OF_RESOURCES:
                     log.error("cannot accept a connection: %s", error.strerror)
@@ -152,8 +157,7 @@ class Gateway:
             task = loop.create_task(session.run())
             self._tasks[task] = session
             task.add_done_callback(self._ended)
-            # sock_accept does not give way while connections wait: one process would take all of a burst.
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # or one process would take all of a burst
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         session = self._tasks.pop(task)
@@ -170,13 +174,17 @@ class Gateway:
         await self.roster.without_flows()
 
     async def _end_sessions(self) -> None:
-        """Lets the sessions end: first by themselves, then not."""
-        leaving = self._leaving.is_set()
+        """Lets the sessions end: first by themselves, then not.
+
+        Who has just connected is heard but where the gateway ends: by one that leaves it is served, and by one that
+        drains it is told so, as by its other processes.
+        """
+        hearing = self._leaving.is_set() or (self._draining.is_set() and not self._stop.is_set())
         for session in list(self._tasks.values()):
-            session.finish(hear_first=leaving)
+            session.finish(hear_first=hearing)
         # No others come: nobody accepts any more.
         ended: asyncio.Future[Any] = asyncio.gather(*self._tasks, return_exceptions=True)
-        if leaving:
+        if hearing:
             await _first(ended, self._stop)
         await _first(ended, self._kill, self._services.limits.grace_seconds)
         if self._tasks:
@@ -184,6 +192,17 @@ class Gateway:
         for session in list(self._tasks.values()):
             session.cut("gateway_ended")
         await ended
+
+
+async def _readable(listener: socket.socket) -> None:
+    """Waits until there is a connection, and leaves it there: loop.sock_accept loses one when it is cancelled then."""
+    loop = asyncio.get_running_loop()
+    there = asyncio.Event()
+    loop.add_reader(listener, there.set)
+    try:
+        await there.wait()
+    finally:
+        loop.remove_reader(listener)
 
 
 async def _first(future: asyncio.Future[Any], event: asyncio.Event, timeout_seconds: float | None = None) -> None:

@@ -62,7 +62,7 @@ class Session:
         self._services, self._sock, self._peer, self._visit = services, sock, peer, visit
         self._first_head_until: float | None = None
         self._task: asyncio.Task[None] | None = None
-        self._waiting = False
+        self._waiting = self._heard = False
         self._finishing = self._finish_after_first = False
         self._cut_reason = ""
 
@@ -83,7 +83,7 @@ class Session:
         A peer that has just connected is about to ask, and would lose a flow; one that has asked before knows that an
         idle connection may end.
         """
-        if hear_first and self._first_head_until is not None:
+        if hear_first and not self._heard:
             self._finish_after_first = True
             return
         self._finishing = True
@@ -92,7 +92,7 @@ class Session:
 
     def leave_if_idle(self) -> None:
         """Ends the session if it waits for a request, so that the pilot comes again and learns how things stand."""
-        if self._waiting and self._first_head_until is None:
+        if self._waiting and self._heard:
             self.finish()
 
     async def run(self) -> None:
@@ -165,7 +165,7 @@ class Session:
             if self._first_head_until is not None:
                 with Deadline(self._first_head_until - time.monotonic()):
                     head = await exchange.head()
-                self._first_head_until = None
+                self._first_head_until, self._heard = None, True
                 self._finishing = self._finishing or self._finish_after_first
                 return head
             with Deadline(self._services.limits.idle_seconds):

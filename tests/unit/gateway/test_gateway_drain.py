@@ -5,7 +5,17 @@ import contextlib
 import json
 import socket
 
+import pytest
+
+from htcondor_vpn.wire.http import HttpConnection
+from htcondor_vpn.wire.tls import TlsStream
+
 STATE = "/.well-known/htcondor-vpn"
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.01)
 
 
 async def standing(gateway):
@@ -40,8 +50,47 @@ async def test_idle_connections_end_in_order(running, echo_port):
         await stream.close()
 
 
-async def test_without_flows_it_ends_at_once(running):
+@pytest.mark.parametrize("order", ["drain", "retire"])
+@pytest.mark.parametrize("before", [0, 10])
+async def test_who_has_connected_before_is_heard(running, order, before):
+    """Also by a process that ends for want of flows, and after those for whose handshakes it has no time yet."""
+    async with running(grace_seconds=0, handshakes_per_second=1) as gateway:
+        with contextlib.ExitStack() as exits:
+            for _ in range(before):
+                exits.enter_context(await gateway.raw())
+            sock = await gateway.raw()
+            await until(lambda: len(gateway.gateway.roster.sessions) == before + 1)
+            getattr(gateway.gateway, order)()
+            await until(lambda: gateway.listener.fileno() < 0)
+            stream = await TlsStream.client(sock, gateway.trust.context, None)
+            exits.callback(stream.abort)
+            answer = await gateway.ask(HttpConnection(stream), "CONNECT", "127.0.0.9:1")
+            assert answer.status == (503 if order == "drain" else 403)
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_who_connects_while_it_leaves_is_not_lost(running, turns):
+    """It is either served, or waits in the queue of the listening socket, which others of this gateway's have too."""
     async with running() as gateway:
+        await standing(gateway)  # it accepts by now
+        with gateway.listener.dup() as another:
+            gateway.gateway.retire()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            sock = socket.create_connection(("127.0.0.1", gateway.port))
+            await until(lambda: gateway.listener.fileno() < 0)
+            try:
+                another.accept()[0].close()
+                sock.close()
+            except BlockingIOError:
+                sock.setblocking(False)
+                stream = await TlsStream.client(sock, gateway.trust.context, None)
+                assert (await gateway.ask(HttpConnection(stream), "GET", STATE)).status == 200
+                stream.abort()
+
+
+async def test_without_flows_it_ends_though_somebody_asks_for_nothing(running):
+    async with running(head_seconds=1) as gateway:
         await gateway.client()
         gateway.gateway.drain()
         await asyncio.wait_for(gateway.serving, 60)
