@@ -171,9 +171,8 @@ def test_a_restart_loses_nothing(site, start):
                 assert await echoes(long)
             over.set()
             await making
-            status = gateway.status()
-            assert status["pid"] == pid
-            assert [worker["retired"] for worker in status["workers"]].count(True) == 1
+            assert gateway.status()["pid"] == pid
+            await until(lambda: [each["retired"] for each in gateway.status()["workers"]].count(True) == 1)
             await long.close()
             await until(lambda: len(gateway.workers()) == 2)
 
@@ -338,7 +337,7 @@ def test_a_stopped_ledger_goes_on_and_lacks_nothing(site, start):
 
     run(body())
     assert writer in gateway.children()
-    assert gateway.status()["ledger"] == {"waiting": 0, "lost": 0, "error": ""}
+    wait_until(lambda: gateway.status()["ledger"] == {"waiting": 0, "lost": 0, "error": ""})
 
 
 def test_a_gateway_that_ends_has_a_stopped_ledger_write_and_end(site, start):
