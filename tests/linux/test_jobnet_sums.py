@@ -30,13 +30,12 @@ destinations = {FAR.v4}, {FAR.v6}
 deny = {FORBIDDEN.v4}, {FORBIDDEN.v6}
 """
 
-#: Tries what is forbidden, refused, prohibited by the gateway, and allowed; prints each errno and the seconds it took.
+#: Tries what is forbidden, refused, prohibited by the gateway, and allowed; prints each errno.
 TRIES = f"""
-import errno, socket, time
+import errno, socket
 def connect(host, port):
-    begin = time.monotonic()
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    print(errno.errorcode.get(sock.connect_ex((host, port))), time.monotonic() - begin)
+    print(errno.errorcode.get(sock.connect_ex((host, port))))
 connect("{FORBIDDEN.v4}", 80)
 connect("{FORBIDDEN.v6}", 80)
 connect("{FAR.v4}", {REFUSED_PORT})
@@ -49,7 +48,7 @@ datagrams.settimeout(20)
 try:
     datagrams.recv(1)
 except OSError as error:
-    print(errno.errorcode.get(error.errno), 0)
+    print(errno.errorcode.get(error.errno))
 """
 
 
@@ -119,9 +118,7 @@ def test_flight_recorder_knows_names_refusals_and_by_what(pilot, tmp_path, monke
     tries, scratch = tmp_path / "tries.py", tmp_path / "scratch"
     tries.write_text(TRIES)
     told = run_job(pilot, scratch, f"{sys.executable} {tries}", 'VpnFlightRecorder = true\nGlobalJobId = "ap#12.0#1"')
-    said = [line.split() for line in told["out"].splitlines()]
-    assert [name for name, _ in said] == ["EHOSTUNREACH", "EACCES", "ECONNREFUSED", "EHOSTUNREACH", "EHOSTUNREACH"]
-    assert all(float(seconds) < 0.9 for _, seconds in said[:2]), said  # at once, and not by the second SYN
+    assert told["out"].split() == ["EHOSTUNREACH", "EACCES", "ECONNREFUSED", "EHOSTUNREACH", "EHOSTUNREACH"]
     flights = json.loads((scratch / "vpn-flight-recorder.json").read_text())
     assert flights["complete"]
     assert {(each["address"], each["port"]): each["reason"] for each in flights["refused"]} == {
@@ -131,6 +128,8 @@ def test_flight_recorder_knows_names_refusals_and_by_what(pilot, tmp_path, monke
         ("169.254.1.1", 80): "the gateway prohibits it",
         ("169.254.1.2", 99): "prohibited, or the tunnel is down",
     }
+    forbidden = [each["attempts"] for each in flights["refused"] if each["port"] == 80 and "policy" in each["reason"]]
+    assert forbidden == [1, 1]  # told at once, and not by the second SYN
     (lab,) = [each for each in flights["destinations"] if each["port"] == 7000]
     assert (lab["address"], lab["name"], lab["class_name"]) == (str(FAR.v4), f"iperf.{plan.ZONE}", "lab")
     assert lab["packets_in"] > 0
