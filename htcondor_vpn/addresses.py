@@ -74,6 +74,7 @@ SHAPER_NAMES = ("htvup", "htvdown")
 FIRST_INDEX = 1 << 16
 SHAPER_INDICES = (FIRST_INDEX - 2, FIRST_INDEX - 1)
 TUNNEL_LINK_INDEX, POINT_LINK_INDEX = FIRST_INDEX - 3, FIRST_INDEX - 4
+_LOOPBACK_INDEX = 1
 
 
 #: Locally administered, as those of virtual links are.
@@ -98,6 +99,14 @@ def job_link(number: int) -> JobLink:
     v4, v6 = JOB_LINKS_V4[2 * number], JOB_LINKS_V6[2 * number]
     hardware = (_HARDWARE + bytes([end]) + number.to_bytes(2, "big") for end in (0, 1))
     return JobLink(v4, v4 + 1, v6, v6 + 1, *hardware)
+
+
+def link_of(source: str) -> int:
+    """The index of the link of the job that has the address `source`; of the loopback if none has."""
+    address = ip_address(source)
+    jobs = JOB_LINKS_V4 if address.version == 4 else JOB_LINKS_V6
+    offset = int(address) - int(jobs.network_address)
+    return FIRST_INDEX + (offset & ~1) if 0 <= offset < 2 * MAX_JOBS else _LOOPBACK_INDEX
 
 
 def may_send(source: str, interface: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
+from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -18,3 +19,9 @@ def disconnect(sock: socket.socket) -> None:
     if _libc.connect(sock.fileno(), address, len(address)) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+def local_ports() -> int:
+    """How many connections this host can have at once to one port of one address: ip(7), ip_local_port_range."""
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    return last - first + 1

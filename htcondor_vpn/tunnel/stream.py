@@ -12,15 +12,18 @@ import logging
 import resource
 import socket
 import ssl
-from collections.abc import Callable, Coroutine, Sequence
+import sys
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from ipaddress import ip_address
 from typing import Any
 
+from htcondor_vpn.addresses import link_of
 from htcondor_vpn.errors import VpnError
 from htcondor_vpn.linux.acceptor import Acceptor
 from htcondor_vpn.linux.datagrams import DatagramSockets
+from htcondor_vpn.linux.sockets import local_ports
 from htcondor_vpn.tunnel.bandwidth import Bandwidth
-from htcondor_vpn.tunnel.carrier import FlowRefused
+from htcondor_vpn.tunnel.carrier import CarrierBusy, FlowRefused
 from htcondor_vpn.tunnel.carriers.private_names import PrivateNames
 from htcondor_vpn.tunnel.catching.datagrams import DatagramCarrier
 from htcondor_vpn.tunnel.catching.dns import DnsResponder
@@ -33,6 +36,7 @@ from htcondor_vpn.tunnel.pool import Pool
 from htcondor_vpn.tunnel.routes import Route, Routes
 from htcondor_vpn.tunnel.workers.own_flows import sum_of
 from htcondor_vpn.tunnel.workers.workers import Workers
+from htcondor_vpn.wire.fair_share import FairShare
 from htcondor_vpn.wire.tls import reset
 
 _FINISH_SECONDS = 5.0
@@ -68,7 +72,8 @@ class StreamEngine:
         self._acceptors: list[Acceptor] = []
         self._workers = Workers() if workers is None else workers
         self._datagrams = DatagramCarrier(self._routes.open_datagrams, shared_by, most_associations)
-        self._holder = Holder(self._routes.open_flow, shared_by)
+        self._shared_by, self._open_flows = shared_by, FairShare(sys.maxsize)
+        self._holder = Holder(self._routes.open_flow, self._open_flows, shared_by)
         self._echoes = EchoCarrier(self._routes.echo, shared_by)
 
     async def run(self, report: Callable[[EngineReport], None]) -> None:
@@ -79,6 +84,7 @@ class StreamEngine:
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         self._workers.start()  # not earlier: nothing waits for them, and the tunnel is up sooner
+        self._open_flows.limit = min(self._workers.room, local_ports())
         dns = DnsResponder(self._resolve)
         for sock in sockets.dns_datagrams:
             dns.serve_datagrams(sock)
@@ -152,17 +158,32 @@ class StreamEngine:
     async def _carry(self, application: socket.socket) -> None:
         host, port = application.getsockname()[:2]
         address = ip_address(host)
+        owner: Hashable = None
         try:
             application.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            far, early = self._holder.claim(application) or await self._routes.open_flow(address, port)
+            if (claimed := self._holder.claim(application)) is not None:
+                (far, early), owner = claimed
+            else:
+                owner = self._share_of(application.getpeername()[0])
+                far, early = await self._routes.open_flow(address, port)
         except (FlowRefused, VpnError, OSError, ssl.SSLError, asyncio.TimeoutError) as error:
             log.info("no flow to %s port %d: %s", address, port, error)
             reset(application)
-            return
         except asyncio.CancelledError:
             reset(application)
             raise
-        await self._workers.relay(far, application, early)
+        else:
+            await self._workers.relay(far, application, early)
+        finally:
+            if owner is not None:
+                self._open_flows.release(owner)
+
+    def _share_of(self, source: str) -> Hashable:
+        """Takes one of what there may be of open flows for one that nobody held; raises `CarrierBusy`."""
+        owner = self._shared_by(source, link_of(source))
+        if not self._open_flows.take(owner):
+            raise CarrierBusy(f"{source} has as many flows as it may have", "some of them have to end first")
+        return owner
 
     async def _resolve(self, query: bytes) -> bytes:
         if self._private_names is not None and (answer := await self._private_names.ask(query)) is not None:

@@ -16,13 +16,13 @@ class FairShare:
     """
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._of: Counter[Hashable] = Counter()
         self._all = 0
 
     def take(self, owner: Hashable) -> bool:
         """Counts one more of `owner`, if there is room for it; returns whether there was."""
-        if self._of.get(owner, 0) >= self._limit - self._all:
+        if self._of.get(owner, 0) >= self.limit - self._all:
             return False
         self._of[owner] += 1
         self._all += 1

@@ -18,9 +18,11 @@ from htcondor_vpn.addresses import PILOT_V4, PILOT_V6
 from htcondor_vpn.testbed import plan
 from htcondor_vpn.testbed.capture import Capture
 from htcondor_vpn.testbed.gateway import PORT, SiteGateway
+from htcondor_vpn.testbed.services import HTTP_PORT
 
 HERE = Path(__file__).parent
 VICTIM_PORT, STARTER_PORT, NODE_PORT = 5399, 5400, 5401
+HOARDERS = 12
 ABSTRACT = "htcondor-vpn-test"
 
 #: Listens on all addresses and on an abstract UNIX socket, and greets.
@@ -42,8 +44,8 @@ while True:
 class JobPilot(ShellPilot):
     """A pilot on the node; `start_job` has a stand-in for a starter run a job in it."""
 
-    def __init__(self, site, gateway, folder):
-        super().__init__(site, gateway, folder, knobs=PATIENT)
+    def __init__(self, site, gateway, folder, *options, **more):
+        super().__init__(site, gateway, folder, *options, knobs=PATIENT, **more)
         self.folder, self._count = folder, 0
 
     def start_job(self, *command, ad="", stdin=None):
@@ -180,6 +182,62 @@ def test_a_job_that_kills_the_broker_stays_limited_and_counted(pilot):
     assert int(told["chirped"]["ChirpNetworkBytesIn"]) >= 6_000_000
     assert pilot.child("broker") != before
     assert pilot.run_job("/bin/sh", "-c", fetch(1000))["out"] == "1000"
+
+
+#: Connects to the far side again and again, in many processes, and keeps what it gets: a byte in `hoard` each.
+HOARD = f"""
+import os, socket
+hoard = os.open("hoard", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+for _ in range({HOARDERS} - 1):
+    if os.fork() == 0:
+        break
+kept = []
+while len(kept) < 40:
+    sock = socket.socket()
+    sock.settimeout(5)
+    try:
+        sock.connect(("{plan.WORLD['http'].v4}", {HTTP_PORT}))
+    except OSError:
+        continue
+    kept.append(sock)
+    os.write(hoard, b"x")
+"""
+
+#: Runs a pilot that has few descriptors.
+FEW_DESCRIPTORS = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (400, 400))
+from htcondor_vpn.cli.main import main
+raise SystemExit(main())
+"""
+
+
+@pytest.fixture
+def few_ports(site):
+    """The node can have 400 connections to the gateway."""
+    setting = "/proc/sys/net/ipv4/ip_local_port_range"
+    before = site.node.run(["cat", setting]).stdout.strip()
+    site.node.run(["sh", "-c", f"echo 40000 40399 > {setting}"], as_root=True)
+    yield
+    site.node.run(["sh", "-c", f"echo {before} > {setting}"], as_root=True)
+
+
+@pytest.mark.parametrize(("few", "half"), [("descriptors", 136), ("ports", 200)])
+def test_a_job_that_keeps_all_connections_that_it_gets_has_half(site, gateway, tmp_path, request, services, few, half):
+    """The others get what they need of the other half, and the tunnel is up."""
+    if few == "ports":
+        request.getfixturevalue("few_ports")
+    program = FEW_DESCRIPTORS if few == "descriptors" else None
+    pilot = JobPilot(site, gateway, tmp_path, "--set", "HTCONDOR_VPN_ENGINE_WORKERS=2", program=program)
+    try:
+        hoard = pilot.start_job(sys.executable, "-c", HOARD) / "hoard"
+        wait_until(lambda: hoard.exists() and hoard.stat().st_size >= 0.9 * half, 120)
+        assert pilot.ask(fetch(1000)) == "1000"
+        assert pilot.run_job("/bin/sh", "-c", fetch(1000))["out"] == "1000"
+        assert pilot.state()["state"] == "up"
+        assert hoard.stat().st_size <= half
+    finally:
+        pilot.kill()
 
 
 def test_connections_are_not_tracked(pilot):

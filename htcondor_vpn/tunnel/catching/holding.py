@@ -42,11 +42,12 @@ Open = Callable[[Address, int], Awaitable[Flow]]
 class Holder:
     """Holds what the queue that it is told to `serve` shows.
 
-    Those that `shared_by` tells apart share the room for it.
+    Those that `shared_by` tells apart share the room for it, and that for open flows: of `open_flows` each flow takes
+    one, which whoever claims it releases.
     """
 
-    def __init__(self, open_flow: Open, shared_by: SharedBy = by_link) -> None:
-        self._open_flow, self._shared_by = open_flow, shared_by
+    def __init__(self, open_flow: Open, open_flows: FairShare, shared_by: SharedBy = by_link) -> None:
+        self._open_flow, self._open_flows, self._shared_by = open_flow, open_flows, shared_by
         self.waiting = WaitingPackets(tcp_ends, self._arrived)
         self._held: dict[Ends, _Held] = {}
         self._share = FairShare(_MAX_HELD)
@@ -62,13 +63,14 @@ class Holder:
         for held in self._held.values():
             held.task.cancel()
 
-    def claim(self, application: socket.socket) -> Flow | None:
-        """Returns the flow that was opened for an accepted connection; None if there is none."""
+    def claim(self, application: socket.socket) -> tuple[Flow, Hashable] | None:
+        """Returns the flow that was opened for an accepted connection, and whose it is; None if there is none."""
         try:
             held = self._held.get((application.getpeername()[:2], application.getsockname()[:2]))
         except OSError:  # it is gone already
             return None
-        return held.claimed() if held is not None else None
+        flow = held.claimed() if held is not None else None
+        return (flow, held.owner) if held is not None and flow is not None else None
 
     def _arrived(self, queue: PacketQueue, packet: Packet, ends: Ends) -> None:
         owner = self._shared_by(ends[0][0], packet.interface)
@@ -81,14 +83,21 @@ class Holder:
             queue.drop(packet.number)
 
     def _has_room(self, owner: Hashable) -> bool:
-        return self._descriptors.take(len(self._held)) and self._share.take(owner)
+        if not self._descriptors.take(len(self._held)) or not self._share.take(owner):
+            return False
+        if self._open_flows.take(owner):
+            return True
+        self._share.release(owner)
+        return False
 
     def _begin(self, queue: PacketQueue, number: int, owner: Hashable, ends: Ends) -> None:
-        held = self._held[ends] = _Held(queue, number, ends, self._open_flow)
+        held = self._held[ends] = _Held(queue, number, owner, ends, self._open_flow)
 
         def over(task: asyncio.Task[None]) -> None:
             del self._held[ends]
             self._share.release(owner)
+            if not held.was_claimed:
+                self._open_flows.release(owner)
             if not task.cancelled() and task.exception() is not None:
                 log.error("a connect failed", exc_info=task.exception())
 
@@ -98,10 +107,12 @@ class Holder:
 class _Held:
     """A connect, from its first SYN to its claim."""
 
-    def __init__(self, queue: PacketQueue, number: int, ends: Ends, open_flow: Open) -> None:
+    def __init__(self, queue: PacketQueue, number: int, owner: Hashable, ends: Ends, open_flow: Open) -> None:
+        self.owner = owner
         self._queue, self._ends, self._open_flow = queue, ends, open_flow
         self._number: int | None = number  # of the SYN that is held; None once it was let go
         self._flow: Flow | None = None
+        self.was_claimed = False
         self.task = asyncio.ensure_future(self._run())
 
     def repeated(self, number: int) -> None:
@@ -115,6 +126,7 @@ class _Held:
     def claimed(self) -> Flow | None:
         flow, self._flow = self._flow, None
         if flow is not None:
+            self.was_claimed = True
             self.task.cancel()
         return flow
 

@@ -60,7 +60,7 @@ class Workers:
         self._ways: dict[GatewayKey, Way] = {}
         self.processes: list[WorkerProcess] = []
         self._own, self._before = OwnFlows(), Traffic()
-        self._relayed = self._room = 0
+        self._relayed = self._room = self._own_room = 0
         self._pause = _FIRST_PAUSE_SECONDS
         self._finishing = False
         self._looking: asyncio.TimerHandle | None = None
@@ -74,6 +74,11 @@ class Workers:
     def carried(self) -> Traffic:
         """What all flows have carried."""
         return sum_of(self._own.carried, self._before, *(process.carried for process in self.processes))
+
+    @property
+    def room(self) -> int:
+        """How many flows there may be at once, by the descriptors of who relays them; known from `start` on."""
+        return max(self._count * self._room, self._own_room)
 
     # Gateways
 
@@ -125,7 +130,8 @@ class Workers:
     def start(self) -> None:
         """Starts them; the limit of descriptors is theirs from now on."""
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._room = sys.maxsize if limit == resource.RLIM_INFINITY else (limit - _SPARE_DESCRIPTORS) // 2
+        limit = sys.maxsize if limit == resource.RLIM_INFINITY else limit
+        self._room, self._own_room = (limit - _SPARE_DESCRIPTORS) // 2, limit // 2
         for _ in range(self._count):
             self._start_one()
         self._look()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from htcondor_vpn.tunnel.carrier import FlowRefused
 from htcondor_vpn.tunnel.catching import holding, waiting_packets
 from htcondor_vpn.tunnel.catching.holding import Holder
 from htcondor_vpn.tunnel.catching.refusals import Refusal
+from htcondor_vpn.wire.fair_share import FairShare
 
 SOURCE, FAR = ("198.18.0.1", 40000), ("203.0.113.20", 80)
 LOOPBACK = 1
@@ -45,7 +47,8 @@ class Inside(WaitingQueue):
         monkeypatch.setattr(waiting_packets, "PacketQueue", lambda *_: self)
         monkeypatch.setattr(holding, "tcp_ends", lambda payload: self._ends[payload])
         self._ends: dict[bytes, Any] = {}
-        self.holder = Holder(self._open)
+        self.open_flows = FairShare(sys.maxsize)
+        self.holder = Holder(self._open, self.open_flows)
         self.holder.serve(self.socket)
 
     async def _open(self, address: Any, port: int) -> Any:
@@ -78,7 +81,8 @@ def test_it_is_let_go_when_the_flow_is_open_and_claims_it(monkeypatch: pytest.Mo
         await until(lambda: inside.verdicts)
         assert inside.verdicts == {number: "accepted"}
         assert inside.holder.claim(Application(("198.18.0.1", 40001))) is None  # type: ignore[arg-type]
-        assert inside.holder.claim(Application()) == (inside.opened[0], b"early")  # type: ignore[arg-type,comparison-overlap]
+        claimed = inside.holder.claim(Application())  # type: ignore[arg-type]
+        assert claimed == ((inside.opened[0], b"early"), LOOPBACK)  # type: ignore[comparison-overlap]
         assert inside.holder.claim(Application()) is None  # type: ignore[arg-type]
         await until(lambda: not inside.holder._held)
         assert not inside.opened[0].aborted
@@ -162,6 +166,49 @@ def test_a_flood_by_one_job_leaves_room_for_others(monkeypatch: pytest.MonkeyPat
         assert flood(inside, 0, 2000) == 0
         inside.syn()
         assert len(inside.holder._held) == 8
+
+    scenario(lambda: Inside(monkeypatch), play)
+
+
+def test_who_has_many_open_flows_has_no_more_connects_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    def syns(inside: Inside, job: int, count: int) -> list[tuple[str, int]]:
+        sources = [(str(job_link(job).job_v4), port) for port in range(count)]
+        for source in sources:
+            inside.syn(source, FIRST_INDEX + 2 * job)
+        return sources
+
+    async def play(inside: Inside) -> None:
+        inside.open_flows.limit = 8
+        inside.gate.set()
+        claimed = 0
+        for source in syns(inside, 0, 20):
+            await until(lambda: len(inside.verdicts) == 20)
+            claimed += inside.holder.claim(Application(source)) is not None  # type: ignore[arg-type]
+        await until(lambda: not inside.holder._held)
+        assert claimed == 4
+        syns(inside, 0, 1)
+        assert not inside.holder._held
+        inside.open_flows.release(FIRST_INDEX)
+        syns(inside, 0, 2)
+        assert len(inside.holder._held) == 1
+        syns(inside, 1, 20)
+        assert len(inside.holder._held) == 3
+
+    scenario(lambda: Inside(monkeypatch), play)
+
+
+def test_what_nobody_claims_counts_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holding, "_CLAIM_SECONDS", 0.01)
+
+    async def play(inside: Inside) -> None:
+        inside.open_flows.limit = 2
+        inside.gate.set()
+        for _ in range(3):
+            inside.syn()
+            await until(lambda: inside.holder._held)
+            while inside.holder._held:
+                await asyncio.sleep(0.01)
+        assert len(inside.opened) == 3
 
     scenario(lambda: Inside(monkeypatch), play)
 
