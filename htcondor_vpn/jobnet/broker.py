@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 
 SOCKET_NAME = "broker.sock"
 
+#: How often the broker says that it lives; seldom, for it costs a little also where no job runs.
+BEAT_SECONDS = 5.0
+
 _REQUEST_SECONDS = 10.0
 _MOST_CONNECTIONS = 1024
 BACKLOG = 256
@@ -59,8 +62,8 @@ def serve(
     Call it in a process of its own, inside the inner user and network namespaces with all capabilities there. The
     `policy` decides for the jobs; `memory` is the descriptor of a file that is kept for the next broker. The
     supervisor sends `{"families": […]}`, at first and when there are more of them, and `lead` brings them to where they
-    are carried; it gets `{"ready": true}` once and `{"jobs": n}` when that changes. Raises OSError when the socket or
-    the namespaces cannot be used.
+    are carried; it gets `{"ready": true}` once, `{"jobs": n}` when that changes, and `{"lives": true}` every
+    `BEAT_SECONDS`. Raises OSError when the socket or the namespaces cannot be used.
     """
     inner = _own_user_namespace()
 
@@ -114,6 +117,7 @@ class Broker:
         self._ended = asyncio.Event()
         self._doors: list[tuple[socket.socket, _Receiver]] = []
         self._acceptors: list[Acceptor] = []
+        self._beating: asyncio.TimerHandle | None = None
 
     def listen(self, listener: socket.socket, receive: _Receiver) -> None:
         """Has `run` serve one more listening socket too."""
@@ -131,17 +135,25 @@ class Broker:
             for listener, receive in doors:
                 self._acceptors.append(Acceptor(listener, partial(self._accepted, receive)))
             self._tell_supervisor({"ready": True})
+            self._beat()
             await self._ended.wait()
             if not self._policy_lives:
                 raise RuntimeError("the policy's process was killed")  # the next broker makes another one
             self._policy.close()
             self.networks.close()
         finally:
+            if self._beating is not None:
+                self._beating.cancel()
             loop.remove_reader(self._control.fileno())
             for acceptor in self._acceptors:
                 acceptor.close()
             for listener, _ in doors:
                 listener.close()
+
+    def _beat(self) -> None:
+        with suppress(OSError):  # the supervisor is stopped, or gone, which is heard elsewhere
+            self._control.send(json.dumps({"lives": True}).encode())
+        self._beating = asyncio.get_running_loop().call_later(BEAT_SECONDS, self._beat)
 
     def _policy_died(self) -> None:
         self._policy_lives = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 from contextlib import suppress
 
@@ -16,12 +17,18 @@ _CHUNK_BYTES = 64 << 10
 _MOST_CONNECTIONS = 32
 _ANSWER_SECONDS = 10.0
 
+#: A request to write what the job is charged with, wherever it stands in what a job sends: what is data and what is a
+#: request only the starter knows. Attributes' names have no case, and backslashes between letters say nothing.
+_CHARGES = re.compile(rb"set_job_attr(?:_delayed)?\s+(?:Chirp)?Network", re.I)
+_LONGEST_MATCH = 4096
+
 
 class ChirpRelay:
     """Carries connections to a listening socket inside the job's namespace on to the starter. `close` it.
 
     What says where the starter listens is a file that the job's account may write: nothing is carried before the
-    starter has shown that it knows the cookie, and so no other service on this loopback can be reached.
+    starter has shown that it knows the cookie, and so no other service on this loopback can be reached. Nor is a
+    request by which a job would write its own account into its ad, in place of the broker: its connection ends.
     """
 
     def __init__(self, listener: socket.socket, starter: ChirpConfig) -> None:
@@ -59,7 +66,7 @@ class ChirpRelay:
                 return
             far_reader, far_writer = await asyncio.open_connection(self._starter.host, self._starter.port)
             ends.append(far_writer)
-            await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
+            await asyncio.gather(_pump(_Requests(reader), far_writer), _pump(far_reader, writer))
             for end in ends:
                 end.close()
         except (OSError, asyncio.CancelledError) as error:
@@ -80,7 +87,23 @@ class ChirpRelay:
             return False
 
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+class _Requests:
+    """What a job sends, read as a stream is; a request that is none of a job's business is an error."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = reader
+        self._before = b""
+
+    async def read(self, size: int) -> bytes:
+        data = await self._reader.read(size)
+        seen = self._before + data.replace(b"\\", b"")
+        if _CHARGES.search(seen):
+            raise PermissionError("the job would write into its ad what it is charged with")
+        self._before = seen[-_LONGEST_MATCH:]
+        return data
+
+
+async def _pump(reader: asyncio.StreamReader | _Requests, writer: asyncio.StreamWriter) -> None:
     while True:
         data = await reader.read(_CHUNK_BYTES)
         if not data:

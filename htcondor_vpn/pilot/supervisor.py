@@ -21,6 +21,7 @@ from htcondor_vpn.errors import (
     TokenRefused,
     VpnError,
 )
+from htcondor_vpn.jobnet.broker import BEAT_SECONDS as BROKER_BEAT_SECONDS
 from htcondor_vpn.jobnet.policy.source import Source
 from htcondor_vpn.linux.ancestry import processes_within
 from htcondor_vpn.linux.channel import Channel
@@ -57,6 +58,8 @@ _STATE_SECONDS = 10.0
 #: After so many looks without a word of the engine the tunnel counts as down; then it is made to go on, at last it is
 #: killed. Its workers carry the flows that there are all the while, and these end with it.
 _SILENT_LOOKS, _CONTINUE_LOOKS, _MOST_LOOKS = 7, 10, 30
+#: The broker's, which are rarer.
+_BROKER_CONTINUE_LOOKS, _BROKER_MOST_LOOKS = 2, 12
 _ENDINGS = 3
 _FINAL = (GatewayUntrusted, TokenRefused, ProxyRefused, SshRefused, LoginRefused)
 
@@ -97,6 +100,7 @@ class Supervisor:
         self._engine: Child | None = None
         self._heartbeat = Heartbeat("engine", _CONTINUE_LOOKS, _MOST_LOOKS)
         self._broker: Child | None = None
+        self._broker_heartbeat = Heartbeat("broker", _BROKER_CONTINUE_LOOKS, _BROKER_MOST_LOOKS)
         self._command: Command | None = None
         self._namespaces: inner.InnerNamespaces | None = None
         self._sockets: InnerSockets | None = None
@@ -126,6 +130,7 @@ class Supervisor:
             log.info("COMMAND runs as process %d: %s", self._command.pid, argv[0])
             self._refresh_state()
             self._look_at_engine()
+            self._look_at_broker()
             self._loop.run_until(lambda: self._command is None)
             self._loop.run_until(self._nobody_is_awaited, self._settings.wait_after_command)
             assert self._status is not None
@@ -248,7 +253,14 @@ class Supervisor:
                 [*namespaces, self._memory, *self._folder.locks],
             )
             self._children.tell(self._broker, {"families": list(self._families)})
+        self._broker_heartbeat.heard()
         self._children.watch(self._broker, self._broker_said, self._broker_ended)
+
+    def _look_at_broker(self) -> None:
+        """One that is stopped or stuck lets no job begin, and HTCondor would go on to send some."""
+        if self._broker is not None:
+            self._broker_heartbeat.look(self._broker.pid)
+        self._loop.after(BROKER_BEAT_SECONDS, self._look_at_broker)
 
     def _catch(self) -> None:
         """Has the catcher set up, once the namespaces exist and it is known what the gateway carries."""
@@ -262,6 +274,7 @@ class Supervisor:
         message = self._received(self._broker, descriptors)
         if message is None:
             return
+        self._broker_heartbeat.heard()
         if "made" in message:
             try:
                 self._namespaces = inner.InnerNamespaces.of(self._broker.pid)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hostile_interfaces
 import pytest
 from hostile_job import ATTEMPTS
 from shell_pilot import PATIENT, ShellPilot, fetch, wait_until
@@ -18,6 +19,7 @@ from htcondor_vpn.addresses import PILOT_V4, PILOT_V6
 from htcondor_vpn.testbed import plan
 from htcondor_vpn.testbed.capture import Capture
 from htcondor_vpn.testbed.gateway import PORT, SiteGateway
+from htcondor_vpn.testbed.logs import wait_for_log
 from htcondor_vpn.testbed.services import HTTP_PORT
 
 HERE = Path(__file__).parent
@@ -113,7 +115,8 @@ def hostile(site, pilot, victim, greeters, tmp_path_factory):
     targets = {
         "supervisor": pilot.process.pid, "broker": pilot.child("broker"), "engine": pilot.child("engine"),
         "starter": int(starter), "victim": met["pid"], "victim_v4": met["v4"], "victim_v6": met["v6"],
-        "victim_port": VICTIM_PORT, "starter_port": STARTER_PORT, "node_port": NODE_PORT, "abstract": ABSTRACT,
+        "victim_port": VICTIM_PORT, "victim_chirp_port": int((victim / ".chirp.config").read_text().split()[1]),
+        "starter_port": STARTER_PORT, "node_port": NODE_PORT, "abstract": ABSTRACT,
         "resolver_v4": str(PILOT_V4), "resolver_v6": str(PILOT_V6), "far_v6": str(plan.WORLD["dns"].v6),
         "node": [str(address) for address in plan.NODE],
         "gateway": [str(address) for address in (*plan.DMZ_INSIDE, *plan.DMZ_OUTSIDE)],
@@ -123,7 +126,7 @@ def hostile(site, pilot, victim, greeters, tmp_path_factory):
     file.write_text(json.dumps(targets))
     pcap = tmp_path_factory.mktemp("pcap") / "pcap"
     with Capture(site, [(address, PORT) for address in plan.DMZ_INSIDE], pcap) as capture:
-        told = pilot.run_job(sys.executable, str(HERE / "hostile_job.py"), str(file))
+        told = pilot.run_job(sys.executable, hostile_interfaces.__file__, str(file))
     assert told["status"] == 0, told["err"]
     return {"outcomes": json.loads(told["out"]), "foreign": [str(packet) for packet in capture.foreign], "told": told}
 
@@ -182,6 +185,15 @@ def test_a_job_that_kills_the_broker_stays_limited_and_counted(pilot):
     assert int(told["chirped"]["ChirpNetworkBytesIn"]) >= 6_000_000
     assert pilot.child("broker") != before
     assert pilot.run_job("/bin/sh", "-c", fetch(1000))["out"] == "1000"
+
+
+def test_a_broker_that_a_job_stops_goes_on(pilot):
+    """It may, having the broker's uid, and nothing ends with that: jobs would not begin for as long as it stands."""
+    broker = pilot.child("broker")
+    pilot.start_job("/bin/sh", "-c", f"kill -STOP {broker}")
+    wait_for_log(pilot.run_dir / "run.log", b"the broker is stopped or stuck: if it is stopped it goes on now")
+    assert pilot.run_job("/bin/sh", "-c", fetch(1000))["out"] == "1000"
+    assert pilot.child("broker") == broker
 
 
 #: Connects to the far side again and again, in many processes, and keeps what it gets: a byte in `hoard` each.

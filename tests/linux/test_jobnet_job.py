@@ -169,6 +169,38 @@ def test_chirp_works_from_within_the_job(pilot: Pilot) -> None:
     assert told["chirped"]["ChirpMine"] == "42"
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        ("set_job_attr_delayed ChirpNetworkBytesOut 1\n",),
+        ("set_job_attr_delayed \t networkOutputMB 1\n",),
+        ("set_job_attr ChirpMine 1\nset_job_attr_delayed Ch\\irp\\Net", "workBytesOut 1\n"),
+        ("write 1 4\n....set_job_attr ChirpNetworkBytesOut 1\n",),
+    ],
+)
+def test_a_job_cannot_write_what_it_is_charged_with(pilot: Pilot, said: tuple[str, ...]) -> None:
+    """Not even by a process that it leaves behind, which would have the last word after the broker."""
+    chirp = (
+        "import os, socket, sys\n"
+        "host, port, cookie = open(os.environ['_CONDOR_CHIRP_CONFIG']).read().split()\n"
+        "with socket.create_connection((host, int(port)), timeout=60) as s:\n"
+        "    s.sendall(f'cookie {cookie}\\n'.encode())\n"
+        "    assert s.recv(2) == b'0\\n'\n"
+        "    try:\n"
+        f"        for words in {said!r}: s.sendall(words.encode())\n"
+        "        while s.recv(100): pass\n"
+        "    except ConnectionError:\n"
+        "        pass\n"
+        "print('cut')\n"
+    )
+    told = pilot.run_job(sys.executable, "-c", chirp)
+    assert told["out"] == "cut\n", told["err"]
+    chirped = told["chirped"]
+    assert int(chirped["ChirpNetworkBytesOut"]) != 1
+    assert float(chirped["NetworkOutputMb"]) * 1e6 == pytest.approx(int(chirped["ChirpNetworkBytesOut"]))
+    assert "what it is charged with" in pilot.log()
+
+
 def test_job_without_chirp(pilot: Pilot) -> None:
     scratch = pilot.scratch()
     (scratch / ".chirp.config").symlink_to("/dev/null")

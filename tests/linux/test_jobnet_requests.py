@@ -203,8 +203,11 @@ def test_a_job_cannot_look_into_its_wrapper(pilot: Pilot) -> None:
 
 def test_the_supervisor_hears_how_many_jobs_there_are(pilot: Pilot) -> None:
     assert pilot.run_job("/bin/true")["status"] == 0
-    assert json.loads(pilot.control.recv(4096)) == {"jobs": 1}
-    assert json.loads(pilot.control.recv(4096)) == {"jobs": 0}
+    told: list[object] = []
+    while len(told) < 2:
+        message = json.loads(pilot.control.recv(4096))
+        told += [message] if message != {"lives": True} else []
+    assert told == [{"jobs": 1}, {"jobs": 0}]
 
 
 def test_socket_is_for_its_owner_alone(pilot: Pilot) -> None:
