@@ -158,12 +158,12 @@ def test_every_slot_says_at_once_how_the_tunnel_is(pool, site, run_dir, tmp_path
         pool.wait_for_startd("advertising")
         told("connecting", 1)
         assert pool.slots('regexp("@advertising@", Name) && VpnLatencyMs is undefined')
-        cluster = pool.submit({"executable": "/bin/sleep", "arguments": "1000"})
         say("up", latency_ms=1.5, up_mbps=940.0, down_mbps=941.0, bytes_in=2**40, bytes_out=7)
         (slot,) = told("up", 1)
         numbers = [slot[name] for name in ("VpnLatencyMs", "VpnUpMbps", "VpnDownMbps", "VpnBytesIn", "VpnBytesOut")]
         assert numbers == [1.5, 940.0, 941.0, 2**40, 7]
         assert (slot["VpnGateway"], slot["VpnEngine"]) == ("gw.example.org:8443", "stream")
+        cluster = pool.submit({"executable": "/bin/sleep", "arguments": "1000"})
         pool.wait_for_event(cluster, EXECUTING)
         say("up", since=5)
         told("up", 2)
