@@ -17,10 +17,14 @@ TMPDIR) work_dir=$TMPDIR ;;
 esac
 work=$(mktemp -d "$work_dir/glide_XXXXXX")
 cd "$work" || exit 1
-mkdir -p main entry_TEST tmp cred.d/idtokens
+mkdir -p main entry_TEST tmp cred.d/idtokens .gwms.d/exec/cleanup
 cp "$start"/credential_*.idtoken cred.d/idtokens 2>/dev/null
 
 finish() {
+    cd "$work/.gwms.d/exec/cleanup" || exit 1
+    for script in *; do
+        [ ! -x "$script" ] || "./$script" "$glidein_config"
+    done
     cd "$start" && rm -rf "$work"
     exit "$1"
 }

@@ -33,6 +33,19 @@ wait
 """
 
 
+#: A condor_startup.sh that is told to end while its condor_master takes its time.
+SLOW = """#!/bin/bash
+{master} &
+echo $! >condor_master2.pid
+trap 'echo got TERM' TERM
+echo waits
+wait $!
+wait $!
+echo "it ended with $?"
+[ ! -e glidein_config ] || echo "its folder was there"
+"""
+
+
 @pytest.fixture(scope="module")
 def squid(site, services, tmp_path_factory):
     with Squid(site.dmz, tmp_path_factory.mktemp("squid")) as squid:
@@ -120,6 +133,45 @@ def test_a_glidein_that_is_wrapped_needs_no_stub(stage, start, bundle, tmp_path,
     assert not list(stage.start_folder.glob("glide_*/main/*.inside"))
     process.terminate()
     assert process.wait(60) == 0
+    nothing_is_left()
+
+
+def test_the_folder_stays_until_htcondor_has_ended(stage, start, tmp_path, nothing_is_left):
+    stage.attribute("HTVPN_CLEANUP_SECONDS", 120)
+    master = f"(while [ ! -e {tmp_path}/go ]; do sleep 0.1; done; exit 9)"
+    (stage.folder / "condor_startup.sh").write_text(SLOW.format(master=master))
+    process, log = start()
+    wait_for_log(log, b"^waits$", process, timeout_seconds=120)
+    process.terminate()
+    wait_for_log(log, b"^=== Last script ended", process)
+    (tmp_path / "go").touch()
+    assert process.wait(60) == 0
+    assert "it ended with 9\nits folder was there\n" in log.read_text()
+    assert not list(stage.start_folder.glob("glide_*"))
+    nothing_is_left()
+
+
+def test_an_htcondor_that_ends_does_not_wait_for_its_benchmarks(stage, start, tmp_path, nothing_is_left):
+    stage.attribute("HTVPN_CLEANUP_SECONDS", 120)
+    shutil.copy(shutil.which("sleep"), tmp_path / "condor_kflops")
+    startd = f"{tmp_path}/condor_kflops 1000; :"
+    (stage.folder / "condor_startup.sh").write_text(SLOW.format(master=f"(bash -c '{startd}'; exit 9)"))
+    process, log = start()
+    wait_for_log(log, b"^waits$", process, timeout_seconds=120)
+    process.terminate()
+    assert process.wait(60) == 0
+    assert "it ended with 9\nits folder was there\n" in log.read_text()
+    nothing_is_left()
+
+
+def test_an_htcondor_that_does_not_end_is_killed_before_the_folder_goes(stage, start, nothing_is_left):
+    stage.attribute("HTVPN_CLEANUP_SECONDS", 1)
+    (stage.folder / "condor_startup.sh").write_text(SLOW.format(master="(sleep 1000; :)"))
+    process, log = start()
+    wait_for_log(log, b"^waits$", process, timeout_seconds=120)
+    process.terminate()
+    assert process.wait(60) == 0
+    assert "it ended with 137\nits folder was there\n" in log.read_text()
     nothing_is_left()
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from glidein_side import SCRIPTS, Stage, failure_type
@@ -76,6 +77,19 @@ def test_what_may_pass_is_tried_again(stage, code, times):
     stage.add_module()
     failed_as(run(stage), "Network" if code == 69 else "Config")
     assert (stage.folder / "count").read_text() == "once\n" * times
+
+
+@pytest.mark.parametrize("jump", [10800, -10800])
+def test_a_clock_that_jumps_meanwhile_changes_nothing(stage, tmp_path, jump):
+    (library,) = Path("/usr/lib").glob("*/faketime/libfaketime.so.1")
+    clock = tmp_path / "clock"
+    clock.write_text("+0\n")
+    program(stage, f"echo once >>{stage.folder}/count; echo {jump:+d} >{clock}.new; mv {clock}.new {clock}; exit 69")
+    stage.attribute("HTVPN_SETUP_SECONDS", 14)
+    stage.add_module()
+    told = {"FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    failed_as(run(stage, LD_PRELOAD=str(library), **told), "Network")
+    assert (stage.folder / "count").read_text() == "once\n" * 2
 
 
 def test_an_end_without_a_tunnel_is_a_failure_too(stage):
