@@ -24,6 +24,7 @@ from htcondor_vpn.gateway.ocserv_users import OcservUsers
 from htcondor_vpn.gateway.operation.listening import listen, raise_descriptor_limit
 from htcondor_vpn.gateway.operation.service import credentials
 from htcondor_vpn.gateway.trust.folder import write_atomically
+from htcondor_vpn.linux.heartbeat import BEAT_SECONDS
 from htcondor_vpn.linux.programs import find_program
 from htcondor_vpn.packet_gateway.inner import caught, host_engine
 from htcondor_vpn.packet_gateway.ocserv_process import OcservProcess
@@ -164,7 +165,7 @@ class _OcservServer:
 
     async def serve(self) -> None:
         """Serves until it is told to end; raises `VpnError` when the namespace is lost."""
-        works = [self._keep_running(), self._keep_users(), self._keep_count()]
+        works = [self._keep_running(), self._keep_awake(), self._keep_users(), self._keep_count()]
         await self._operation.serve(works, besides=self._tasks)
 
     async def _keep_running(self) -> None:
@@ -175,6 +176,13 @@ class _OcservServer:
             log.error("ocserv ended with code %s and is started again", code)
             await self._process.end()
             await again(self.start, _RESTART_SECONDS)
+
+    async def _keep_awake(self) -> None:
+        """Looks whether one of its processes is stopped: only the first of them answers questions."""
+        while True:
+            await asyncio.sleep(BEAT_SECONDS)
+            assert self._process is not None
+            self._process.look()
 
     async def _keep_users(self) -> None:
         """Has a user who is revoked thrown out, by all logging in again: ocserv asks for no password in a session."""

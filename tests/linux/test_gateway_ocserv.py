@@ -1,5 +1,6 @@
 """`htcondor-vpn gateway --kind ocserv`: of an ordinary user, and of root with the kernel's NAT."""
 
+import asyncio
 import os
 import signal
 
@@ -8,8 +9,11 @@ from packet_gateways import OcservGateway, check_everything, check_forbidden, ne
 from shell_pilot import ShellPilot, fetch, wait_until
 from vpn_faults import HeldFlow
 
+from htcondor_vpn.errors import NamespacesUnavailable
+from htcondor_vpn.packet_gateway.ocserv_process import OcservProcess
 from htcondor_vpn.testbed.gateway import vpn_command
 from htcondor_vpn.testbed.logs import wait_for_log
+from htcondor_vpn.tunnel.carriers.tun_namespace import TunNamespace
 
 
 @pytest.fixture(params=[False, True], ids=["an ordinary user's", "root's"])
@@ -42,16 +46,14 @@ def test_it_carries_everything_where_it_may(gateway, pilot):
     pilot.end()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_connections_outlive_an_ocserv_that_dies_and_a_revoked_user_is_out(site, gateway, pilot, tmp_path, number):
+def test_connections_outlive_an_ocserv_that_dies_and_a_revoked_user_is_out(site, gateway, pilot, tmp_path):
     flow = HeldFlow(pilot, tmp_path)
     users = gateway.folder / "g/ocserv/passwd"
     users.rename(users.with_name("away"))
     wait_for_log(gateway.log, b"passwd cannot be read", gateway.process)
     users.with_name("away").rename(users)
-    main = next(pid for pid in site.processes() if comm(pid) == "ocserv-main")
     since = pilot.state()["since"]
-    os.kill(main, number)
+    os.kill(of_ocserv(site, "main"), signal.SIGKILL)
     pilot.wait_for_return(since, 120)
     assert flow.end() == "before after"
     gateway.verb("add", "other")
@@ -63,12 +65,44 @@ def test_connections_outlive_an_ocserv_that_dies_and_a_revoked_user_is_out(site,
     pilot.end()
 
 
+@pytest.mark.parametrize("which", ["main", "sm", "worker"])
+def test_a_process_of_ocserv_that_is_stopped_goes_on(site, gateway, pilot, tmp_path, start_pilot, which):
+    """`sm` is what logs users in, `worker` what carries a session's packets."""
+    flow = HeldFlow(pilot, tmp_path)
+    stopped = of_ocserv(site, which)
+    os.kill(stopped, signal.SIGSTOP)
+    wait_for_log(gateway.log, b"process %d of ocserv is stopped, and goes on now" % stopped, gateway.process)
+    assert flow.end() == "before after"
+    (tmp_path / "another").mkdir()
+    another = start_pilot(site, gateway.used(), tmp_path / "another")
+    assert another.ask(fetch(1000, 20)) == "1000"
+    another.end()
+    pilot.end()
+
+
+def of_ocserv(site, which):
+    """The process id of one of its kinds of processes, as it names them."""
+    return wait_until(lambda: next((pid for pid in site.processes() if comm(pid) == f"ocserv-{which}"), None))
+
+
 def comm(pid):
     try:
         with open(f"/proc/{pid}/comm") as file:
             return file.read().strip()
     except FileNotFoundError:
         return ""
+
+
+def test_why_it_cannot_be_started_is_told(tmp_path):
+    """With a cause, a remedy and an exit code, whatever fails between fork and exec."""
+
+    async def body():
+        namespace = await TunNamespace.make(as_root=True)
+        namespace.close()
+        with pytest.raises(NamespacesUnavailable, match="ocserv cannot be started in the gateway's namespace: "):
+            await OcservProcess.start(tmp_path / "ocserv.conf", namespace, True)
+
+    asyncio.run(body())
 
 
 @pytest.mark.parametrize("as_root", [False, True])
