@@ -13,7 +13,7 @@ from typing import Any
 from htcondor_vpn.cli.output import date, plain, print_table, say, size
 from htcondor_vpn.config_sources import config_files
 from htcondor_vpn.errors import JobNotFound, LedgerUnreadable, UsageError
-from htcondor_vpn.jobnet.counting.books import FILE as LIVE_FILE
+from htcondor_vpn.jobnet.counting.jobs_file import FILE as LIVE_FILE
 from htcondor_vpn.jobnet.counting.ledger import FILE, read, read_live
 from htcondor_vpn.publish.state import run_folders
 from htcondor_vpn.settings import Settings

@@ -1,7 +1,6 @@
 """The books of a pilot's jobs: an account and a flight recorder for each, from what the kernel counts.
 
-`jobs.json` of the run folder has what is known now, for everyone who asks and for a broker that takes over; the ledger
-has what is to be kept.
+What is known now is in `jobs.json` (jobs_file.py); the ledger has what is to be kept.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -21,6 +19,7 @@ from htcondor_vpn.addresses import FIRST_INDEX
 from htcondor_vpn.errors import JobCountingUnavailable
 from htcondor_vpn.jobnet.counting.account import Account
 from htcondor_vpn.jobnet.counting.answers import told
+from htcondor_vpn.jobnet.counting.jobs_file import JobsFile
 from htcondor_vpn.jobnet.counting.ledger import Ledger, Row, ledger_path, row
 from htcondor_vpn.jobnet.counting.policies import Policies, Reach
 from htcondor_vpn.jobnet.counting.recorder import Recorder
@@ -32,9 +31,6 @@ from htcondor_vpn.linux.netlink import NetlinkError
 from htcondor_vpn.linux.packet_log import PacketLog
 from htcondor_vpn.linux.programs import find_program
 from htcondor_vpn.special_addresses import Network
-
-FILE = "jobs.json"
-VERSION = 1
 
 #: How often the kernel's counters are read: peak rates are means over this time.
 SAMPLE_SECONDS = 5.0
@@ -83,7 +79,7 @@ class Books:
         resent: Callable[[int], int | None],
     ) -> None:
         nft = find_program("nft", "nftables")
-        self._live_file = run_dir / FILE
+        self._file = JobsFile(run_dir)
         self._ledger_path = ledger_path(ledger_folder, run_dir)
         self._totals, self._resent = totals, resent
         self._table = JobTable(nft)
@@ -155,7 +151,7 @@ class Books:
 
     def _resume(self, numbers: Collection[int]) -> None:
         try:
-            live = json.loads(self._live_file.read_text(encoding="utf-8"))
+            live = self._file.read()
             by_policy = self._read_books(live, numbers)
             self._policies.resume(live["policies"], by_policy)
         except FileNotFoundError:
@@ -181,7 +177,7 @@ class Books:
         theirs passes, since the new table does not know their links yet.
         """
         try:
-            live = json.loads(self._live_file.read_text(encoding="utf-8"))
+            live = self._file.read()
             by_policy = self._read_books(live, numbers)
             reaches = {chain: Reach.from_message(live["policies"][chain]) for chain in by_policy}
         except (*_UNREADABLE, FileNotFoundError) as error:
@@ -352,15 +348,7 @@ class Books:
 
     def _write_live(self) -> None:
         self._live_soon = None
-        head = {"version": VERSION, "updated": time.time(), "policies": self._policies.messages()}
-        jobs = ", ".join(map(self._entry, self._accounts))
-        fresh = self._live_file.with_name(f".{FILE}.{os.getpid()}")
-        try:
-            fresh.write_text(f'{json.dumps(head)[:-1]}, "jobs": [{jobs}]}}', encoding="utf-8")
-            fresh.chmod(0o600)
-            fresh.replace(self._live_file)
-        except OSError as error:
-            log.error("%s cannot be written: %s", self._live_file, error.strerror)
+        self._file.write(self._policies.messages(), map(self._entry, self._accounts))
 
     def _entry(self, number: int) -> str:
         """A job in jobs.json, made anew when it has changed: for all of a node's jobs that takes longest here."""
