@@ -16,7 +16,7 @@ from htcondor_vpn.doctor.finding import Finding, bad, good, limited, unknown
 from htcondor_vpn.errors import VpnError
 from htcondor_vpn.linux import wireguard_go
 from htcondor_vpn.linux.programs import find_program
-from htcondor_vpn.tunnel.carriers.openconnect import find_library
+from htcondor_vpn.tunnel.carriers.openconnect_process import find_library
 
 #: A run folder with its log, and an unpacked bundle.
 _NEEDED_BYTES = 100e6

@@ -15,7 +15,8 @@ from htcondor_vpn.tunnel.carrier import Carrier
 from htcondor_vpn.tunnel.carriers.gateway_connections import GatewayConnections
 from htcondor_vpn.tunnel.carriers.gateways import Gateway
 from htcondor_vpn.tunnel.carriers.http_proxy import HttpProxy, ThroughProxy
-from htcondor_vpn.tunnel.carriers.openconnect import Login, OpenConnect, find_library
+from htcondor_vpn.tunnel.carriers.openconnect import OpenConnect
+from htcondor_vpn.tunnel.carriers.openconnect_process import Login, find_library
 from htcondor_vpn.tunnel.carriers.proxied import ProxiedCarrier, Proxy
 from htcondor_vpn.tunnel.carriers.server import Endpointed, Server, Way
 from htcondor_vpn.tunnel.carriers.socks5 import Socks5

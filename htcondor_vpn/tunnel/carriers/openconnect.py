@@ -9,33 +9,24 @@ them, as after a server that was restarted.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ctypes
-import functools
 import logging
 import os
-import signal
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from htcondor_vpn.config_file import printable
-from htcondor_vpn.errors import GatewayUnreachable, GatewayUntrusted, LoginRefused, ProgramMissing, VpnError
+from htcondor_vpn.errors import GatewayUnreachable, GatewayUntrusted, LoginRefused, VpnError
 from htcondor_vpn.knob_values import is_address
-from htcondor_vpn.linux.channel import Channel
-from htcondor_vpn.linux.namespaces import die_with_parent
 from htcondor_vpn.tunnel.carrier import Address, Answer
-from htcondor_vpn.tunnel.carriers import openconnect_client
 from htcondor_vpn.tunnel.carriers.direct import DirectCarrier
 from htcondor_vpn.tunnel.carriers.openconnect_network import Given, read_network
+from htcondor_vpn.tunnel.carriers.openconnect_process import ClientProcess, Login
 from htcondor_vpn.tunnel.carriers.server import Server, host_port
 from htcondor_vpn.tunnel.carriers.tun_namespace import TunNamespace
 from htcondor_vpn.wire.datagrams import DatagramPipe
 from htcondor_vpn.wire.deadline import Deadline
 from htcondor_vpn.wire.stream import PlainStream
-from htcondor_vpn.wire.trust import Pins
 
 #: A login takes longer than a probe.
 START_SECONDS = 20.0
@@ -51,33 +42,6 @@ _TUN = "tun0"
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Login:
-    """How to know a server, and how to be known by it.
-
-    `pins` returns what is pinned now, and wins over `ca_file`. A password, a client certificate (PEM; `key` None if it
-    is in the same file), or both.
-    """
-
-    user: str = ""
-    password: str = ""
-    certificate: Path | None = None
-    key: Path | None = None
-    pins: Pins = tuple
-    ca_file: Path | None = None
-    dtls: bool = True
-
-
-def find_library() -> None:
-    """Raises `ProgramMissing` where there is no libopenconnect."""
-    try:
-        ctypes.CDLL(openconnect_client.LIBRARY)
-    except OSError as error:
-        raise ProgramMissing(
-            f"there is no {openconnect_client.LIBRARY} on this machine: {error}", "install it (Debian: libopenconnect5)"
-        ) from error
-
-
 class OpenConnect:
     """See `Carrier`: the server at `host`:`port`. `name_servers` take the place of those that it names."""
 
@@ -87,7 +51,7 @@ class OpenConnect:
         self, host: str, port: int, login: Login, name_servers: Sequence[tuple[str, int]], probe_seconds: float
     ) -> None:
         self.name, self._host, self._port = host_port(host, port), host, port
-        self._request, self._pins = _request(f"https://{self.name}/", login), login.pins
+        self._request, self._pins = login.request(f"https://{self.name}/"), login.pins
         self._name_servers, self._probe_seconds = name_servers, probe_seconds
         self._life: asyncio.Task[None] | None = None
         self._connected: asyncio.Future[None] | None = None
@@ -183,33 +147,23 @@ class OpenConnect:
         log.warning("%s", why)
 
     async def _run_client(self, connected: asyncio.Future[None]) -> VpnError:
-        ours, theirs = Channel.pair()
-        try:
-            process = await _start(theirs)
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
+        client = await ClientProcess.start()
         self._transport = "tls"
         try:
             with Deadline(START_SECONDS):
                 address = await self._answering_address()
-                ours.send({**self._request, "address": address, "pins": list(self._pins())})
+                client.tell({**self._request, "address": address, "pins": list(self._pins())})
                 why = None
                 while why is None and not self._attached:
-                    why = await self._heed(await _received(ours), ours)
+                    why = await self._heed(await client.heard(), client)
             if why is None:
                 connected.set_result(None)
             while why is None:
-                why = await self._heed(await _received(ours), ours)
+                why = await self._heed(await client.heard(), client)
             return why
         finally:
             self._attached = False
-            ours.close()
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+            await client.end()
 
     async def _answering_address(self) -> str | None:
         """Which of the addresses that the server's name stands for answers; None where that is not known or needed."""
@@ -224,12 +178,12 @@ class OpenConnect:
         with sock:
             return str(sock.getpeername()[0])
 
-    async def _heed(self, message: dict[str, Any] | None, channel: Channel) -> VpnError | None:
+    async def _heed(self, message: dict[str, Any] | None, client: ClientProcess) -> VpnError | None:
         """Does what a message of the client asks for; returns what is wrong where it was the last."""
         if message is None:
             return self._lost("the client was killed")
         if "network" in message:
-            await self._attach(message, channel)
+            await self._attach(message, client)
         elif "transport" in message:
             self._transport = message["transport"]
             log.info("%s: packets travel by %s", self.name, self._transport.upper())
@@ -239,7 +193,7 @@ class OpenConnect:
             return self._ended(message)
         return None
 
-    async def _attach(self, message: dict[str, Any], channel: Channel) -> None:
+    async def _attach(self, message: dict[str, Any], client: ClientProcess) -> None:
         """Gives the client the tun of the network that the server has given us: the one there is if it is the same."""
         try:
             given = read_network(message["network"])
@@ -255,7 +209,7 @@ class OpenConnect:
                 self.name, self._room, servers, self._probe_seconds, families=given.families
             )
             self._given = given
-        channel.send({}, [self._tun])
+        client.tell({}, [self._tun])
         self._request = {**self._request, "cookie": message["cookie"]}
         self._attached = True
 
@@ -303,41 +257,3 @@ class OpenConnect:
             self._room.close()
             os.close(self._tun)
         self._direct = self._room = self._given = None
-
-
-def _request(url: str, login: Login) -> dict[str, Any]:
-    files = {"certificate": login.certificate, "key": login.key or login.certificate, "ca_file": login.ca_file}
-    return {
-        "url": url, "user": login.user, "password": login.password, "dtls": login.dtls,
-        "cookie": None, **{name: str(path) if path else None for name, path in files.items()},
-    }  # fmt: skip
-
-
-async def _start(channel: Channel) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        sys.executable, "-ISXutf8", openconnect_client.__file__, str(channel.fileno()),
-        pass_fds=[channel.fileno()],
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
-        env={"LC_ALL": "C.UTF-8", "PATH": os.environ.get("PATH", os.defpath)},
-        preexec_fn=functools.partial(die_with_parent, signal.SIGKILL),
-    )  # fmt: skip
-
-
-async def _received(channel: Channel) -> dict[str, Any] | None:
-    """Returns the next message, None when the other end is gone."""
-    loop = asyncio.get_running_loop()
-    readable: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(channel.fileno(), _set, readable)
-    try:
-        await readable
-    finally:
-        loop.remove_reader(channel.fileno())
-    received = channel.receive()
-    return received[0] if received else None
-
-
-def _set(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
