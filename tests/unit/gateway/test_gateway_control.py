@@ -14,9 +14,14 @@ def answers(control, loop, folder):
     said = []
     asking = threading.Thread(target=lambda: said.append(_asked(folder)))
     asking.start()
-    assert loop.run_until(lambda: bool(said), 60)
+    came = []
+
+    def has_gone():
+        came.extend(control._channels)
+        return bool(came) and not control._channels
+
+    assert loop.run_until(has_gone, 60)
     asking.join()
-    assert loop.run_until(lambda: not control._channels, 60)  # who has asked is gone
     return said == [{"name": id(control)}]
 
 
