@@ -83,8 +83,10 @@ from htcondor_vpn.linux.programs import prefer
 folder = Path(__file__).resolve().parents[1]
 with suppress(OSError):  # no other version shall take this one for one that nobody uses
     used = os.open(folder.with_name("@used@" + folder.name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(used, fcntl.LOCK_SH | fcntl.LOCK_NB)
     os.utime(used)
+    fcntl.flock(used, fcntl.LOCK_SH | fcntl.LOCK_NB)
+with suppress(OSError):  # nor what clears /tmp: systemd-tmpfiles(8) leaves a folder alone that is locked
+    fcntl.flock(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), fcntl.LOCK_SH | fcntl.LOCK_NB)
 prefer(folder / "bin")
 sys.exit(main())
 '''

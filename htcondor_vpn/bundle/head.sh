@@ -71,13 +71,21 @@ find_python() { # sets python, where none is inside
         'name one in HTVPN_PYTHON, or have the bundle made with --with-python'
 }
 
+whole() { # PATH: prints it from the root on, as programs are named that are run in other folders
+    case $1 in
+    /*) printf '%s\n' "$1" ;;
+    *) printf '%s\n' "$PWD/$1" ;;
+    esac
+}
+
 bases() { # prints the folders that may hold what is unpacked, one a line; a node's own disk comes before a home
     if [ -n "${HTVPN_CACHE:-}" ]; then
-        printf '%s\n' "$HTVPN_CACHE"
+        whole "$HTVPN_CACHE"
         return
     fi
     for above in "${TMPDIR:-/tmp}" /tmp "${XDG_CACHE_HOME:-${HOME:+$HOME/.cache}}"; do
         [ -n "$above" ] || continue
+        above=$(whole "$above")
         printf '%s\n' "$above/htvpn-cache-$(id -u)"
         for other in "$above/htvpn-cache-$(id -u)".??????; do # made where another user was there first
             [ ! -d "$other" ] || printf '%s\n' "$other"
@@ -94,8 +102,15 @@ ours() { # FOLDER: whether it is a folder of ours in which nobody else can put a
     esac
 }
 
-complete() { # FOLDER: whether all files are there; what clears /tmp takes them one by one
-    [ -f "$1/count" ] && [ "$(find "$1" -name __pycache__ -prune -o -type f -print | wc -l)" -eq "$(cat "$1/count")" ]
+complete() { # FOLDER: whether all files are there, and whole; what clears /tmp takes them one by one, a crash their ends
+    [ -f "$1/count" ] || return 1
+    files=0 bytes=0
+    while read -r length name; do
+        case $name in ./*) files=$((files + 1)) bytes=$((bytes + length)) ;; esac # the rest is the sum, in some language
+    done <<END
+$(cd "$1" && find . -name __pycache__ -prune -o -type f ! -path ./count -exec wc -c {} +)
+END
+    [ "$files $bytes" = "$(cat "$1/count")" ]
 }
 
 extract() { # BASE FOLDER: says why it could not, and leaves nothing then

@@ -1,5 +1,6 @@
 """The script at a bundle's head: where it unpacks what is behind it, what it refuses, and what it says of itself."""
 
+import errno
 import fcntl
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from htcondor_vpn.bundle import unpack
 from htcondor_vpn.bundle.contents import is_used
 
 FOLDER = f"htvpn-cache-{os.getuid()}"
@@ -74,13 +76,86 @@ def test_what_is_compiled_meanwhile_does_not_count(bundle):
     assert bundle.unpack().stat().st_ino == before
 
 
-def test_a_folder_from_which_something_was_removed_is_made_anew(bundle):
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+
+
+def remove(path):
+    path.unlink()
+
+
+def empty(path):
+    os.truncate(path, 0)
+
+
+def add(path):
+    path.with_name("more").touch()
+
+
+@pytest.mark.parametrize("of", ["app/htcondor_vpn/errors.py", "app/__main__.py", "count"])
+@pytest.mark.parametrize("what", [remove, empty, add])
+def test_what_was_removed_or_cut_is_put_back_where_a_pilot_may_be_running(bundle, of, what):
+    """By what clears /tmp, or by a crash of the node before all was written. The other files stay what they are."""
     folder = bundle.unpack()
-    lost = folder / "app/htcondor_vpn/errors.py"
-    lost.unlink()
+    before, place = files(folder), folder.stat().st_ino
+    numbers = {path: path.stat().st_ino for path in before}
+    what(folder / of)
     assert bundle.unpack() == folder
-    assert lost.exists()
-    assert cached(folder.parents[1]) == [folder.name]
+    assert (files(folder), folder.stat().st_ino) == (before, place)
+    changed = {path for path, number in numbers.items() if path.stat().st_ino != number}
+    assert changed <= {folder / of, folder / "count"}
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_many_at_once_mend_one_folder(bundle, tmp_path):
+    folder = bundle.unpack()
+    before = files(folder)
+    for path in list(before)[::7]:
+        empty(path)
+    shutil.rmtree(folder / "app/h11")
+    argv = bundle.argv("config", "check")
+    processes = [subprocess.Popen(argv, env=bundle.environment, stdout=subprocess.DEVNULL) for _ in range(8)]
+    assert [process.wait(60) for process in processes] == [0] * 8
+    assert files(folder) == before
+
+
+def test_in_another_language(bundle):
+    """Where wc(1) calls the sum something else."""
+    folder = bundle.unpack()
+    before = (folder / "count").stat().st_ino
+    (folder.parents[1] / "wc").write_text("#!/bin/sh\n/usr/bin/wc \"$@\" | sed 's/ total$/ insgesamt/'\n")
+    (folder.parents[1] / "wc").chmod(0o755)
+    assert bundle.unpack(PATH=f"{folder.parents[1]}:{os.environ['PATH']}") == folder
+    assert (folder / "count").stat().st_ino == before
+
+
+@pytest.mark.parametrize("name", ["TMPDIR", "HTVPN_CACHE"])
+def test_a_folder_that_is_named_from_the_current_one(bundle, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert tmp_path / "mine" in bundle.unpack(**{name: "mine"}).parents
+
+
+def test_what_others_remove_at_the_same_time_is_no_obstacle(bundle, monkeypatch):
+    folder = bundle.unpack()
+    names = ".new.one", "0.0.9-0123456789abcdef", "0.0.8-0123456789abcdef"
+    gone = [folder.with_name(name) for name in names]
+    monkeypatch.setattr(unpack.Path, "iterdir", lambda _: iter(gone))
+    unpack._remove_leftovers(folder.parent, folder)
+
+
+def test_without_locks_nothing_is_removed_that_may_run(bundle, monkeypatch):
+    """As on a shared file system that is mounted without them."""
+
+    def no_locks(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    folder = bundle.unpack()
+    other = folder.with_name("0.0.9-0123456789abcdef")
+    other.mkdir()
+    os.utime(other, (0, 0))
+    monkeypatch.setattr(unpack.fcntl, "flock", no_locks)
+    unpack._remove_leftovers(folder.parent, folder)
+    assert other.exists()
 
 
 def test_many_at_once_unpack_one_folder(bundle, tmp_path):
@@ -137,9 +212,9 @@ def test_a_version_says_for_as_long_as_it_runs_that_it_is_used(bundle):
     before = mark.stat().st_mtime_ns
     bundle.run("config", "check")
     assert mark.stat().st_mtime_ns > before
-    (folder / "app/htcondor_vpn/cli/status.py").write_text(
-        "import sys\ndef add_arguments(parser): pass\ndef run(args): print('runs', flush=True); sys.stdin.read()\n"
-    )
+    module = folder / "app/htcondor_vpn/cli/status.py"
+    code = "import sys\ndef add_arguments(parser): pass\ndef run(args): print('runs', flush=True); sys.stdin.read()\n"
+    module.write_text(code.ljust(module.stat().st_size))
     argv = bundle.argv("status")
     with subprocess.Popen(
         argv, env=bundle.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -147,6 +222,10 @@ def test_a_version_says_for_as_long_as_it_runs_that_it_is_used(bundle):
         assert process.stdout.readline() == "runs\n"
         with pytest.raises(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        what_clears_tmp = os.open(folder, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(what_clears_tmp, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(what_clears_tmp)
 
 
 @pytest.mark.parametrize("kind", ["link", "writable", "file"])
