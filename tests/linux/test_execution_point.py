@@ -104,7 +104,7 @@ def fetch(size=100000):
 
 
 def test_a_job_goes_by_the_hosts_network_and_is_counted(point):
-    told = point.run_job("/bin/sh", "-c", f"{fetch()}; curl -s {url('/peer')}")
+    told = point.run_job("/bin/sh", "-c", f"{fetch()}; curl -4 -s {url('/peer')}")
     assert told["status"] == 0, told["err"]
     assert told["out"].startswith(f"100000{plan.DMZ_OUTSIDE.v4}"), point.log.read_text()
     assert int(told["chirped"]["ChirpNetworkBytesIn"]) > 100_000

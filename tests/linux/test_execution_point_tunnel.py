@@ -63,7 +63,7 @@ def fetch(size=100000, seconds=20):
 def test_a_job_goes_through_the_tunnel_and_is_counted_and_limited(node):
     """By both versions of IP, by name, and with a name server of the host's that nobody could reach."""
     http = plan.WORLD["http"]
-    job = (f"{fetch()}; echo; curl -s -m 20 {url('/peer')}; echo;"
+    job = (f"{fetch()}; echo; curl -4 -s -m 20 {url('/peer')}; echo;"
            f"curl -s -m 20 http://[{http.v6}]/peer; echo; {fetch(2_000_000)}")  # fmt: skip
     told = node.run_job("/bin/sh", "-c", job, ad="VpnBandwidthMbps = 10")
     said = told["out"].split("\n")

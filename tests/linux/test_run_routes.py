@@ -103,7 +103,7 @@ def test_only_what_is_listed_leaves_beside_the_tunnel(site, services, gateway, s
         for address in (storage_site.V4, storage_site.V6):
             assert " 0% packet loss" in running.ask(f"ping -c 1 -W 20 {address}")
         assert flows(gateway) == before
-        assert running.ask(get("http.site.example")) == str(plan.DMZ_OUTSIDE.v4)
+        assert running.ask("curl -4 -s -m 20 http://http.site.example/peer") == str(plan.DMZ_OUTSIDE.v4)
         assert "10.1.0.1" not in running.ask(get("10.1.0.1:8080") + "; echo")
         told = {(route["to"], route["by"]): route for route in running.state()["routes"]}
         assert set(told) == {("10.8.0.0/16", "direct"), ("fd10:8::/32", "direct")}
