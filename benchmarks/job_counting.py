@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import statistics
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -25,13 +27,15 @@ def measure(report: Report, rounds: int, seconds: int) -> None:
     """In each round a transfer of every kind takes `seconds` counted, and as many not; twice that on the link alone."""
     pairs = max(round(seconds / TURN_SECONDS), 1)
     report.say("Counting: a job's link, and nothing behind it")
+    ratios = []
     for count, name in ((0, "counted"), (_CLASSES, f"{_CLASSES} classes")):
         argv = [sys.executable, "-m", "benchmarks.inside_job_link", str(count), str(2 * rounds * pairs)]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
         if done.returncode:
             raise RuntimeError(f"a job's link could not be measured: {done.stderr}")
         for cell, rates in json.loads(done.stdout).items():
-            _row(report, f"{name}, {_flows(*cell.split())}, link alone", Rates(*rates))
+            ratios.append(_row(report, f"{name}, {_flows(*cell.split())}, link alone", Rates(*rates)))
+    _together(report, "link alone", ratios)
     report.say("Counting: a job's traffic through the tunnel, link not shaped")
     _through_pilots(report, rounds, pairs)
 
@@ -65,8 +69,7 @@ def _through_pilots(report: Report, rounds: int, pairs: int) -> None:
                         key = f"{name}, {_flows(way, flows)}, through the tunnel"
                         rates = _through(site, pilot, ad, way, flows, pairs)
                         found[key] = found.get(key, Rates([], [])).plus(rates)
-        for name, rates in found.items():
-            _row(report, name, rates)
+        _together(report, "through the tunnel", [_row(report, name, rates) for name, rates in found.items()])
 
 
 def _through(site: Site, pilot: PilotContender, ad: str, way: str, flows: int, pairs: int) -> Rates:
@@ -75,9 +78,17 @@ def _through(site: Site, pilot: PilotContender, ad: str, way: str, flows: int, p
     return Rates(*json.loads(site.node.run(argv, timeout_seconds=_TIMEOUT_SECONDS, check=True).stdout))
 
 
-def _row(report: Report, name: str, rates: Rates) -> None:
+def _row(report: Report, name: str, rates: Rates) -> float:
     figures = f"({rates.median_counted:,.0f} of {rates.median_bare:,.0f} Mbit/s)"
     report.add(f"{name}: times not counted", rates.ratio >= _LEAST, rates.ratio, figures, f">= {_LEAST:g}")
+    return rates.ratio
+
+
+def _together(report: Report, where: str, ratios: list[float]) -> None:
+    """Single rows scatter by more than counting takes; the mean of all does so less, by the standard error told."""
+    mean, error = statistics.fmean(ratios), statistics.stdev(ratios) / math.sqrt(len(ratios))
+    name = f"mean of these {len(ratios)} rows, {where}: times not counted"
+    report.add(name, mean >= _LEAST, mean, f"(± {error:.1g})", f">= {_LEAST:g}")
 
 
 def _flows(way: str, flows: object) -> str:
