@@ -193,8 +193,14 @@ def _token_add(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _token_revoke(args: argparse.Namespace, settings: Settings) -> int:
-    with _store(settings) as store:
-        store.revoke(args.token_name)
+    from htcondor_vpn.gateway.trust.folder import open_folder
+    from htcondor_vpn.gateway.trust.reserve import spend
+
+    def end() -> None:
+        with _store(settings) as store:
+            store.revoke(args.token_name)
+
+    spend(open_folder(settings.gateway_dir), end, f"the token of {args.token_name} is not revoked")
     return 0
 
 

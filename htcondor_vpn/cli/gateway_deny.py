@@ -30,9 +30,15 @@ def add_verbs(deny: argparse.ArgumentParser, add_common: Callable[[argparse.Argu
 
 
 def _add(args: argparse.Namespace, settings: Settings) -> int:
-    with _deny_list(settings) as deny_list:
-        for name in args.denied:
-            deny_list.add(name)
+    from htcondor_vpn.gateway.trust.folder import open_folder
+    from htcondor_vpn.gateway.trust.reserve import spend
+
+    def end() -> None:
+        with _deny_list(settings) as deny_list:
+            for name in args.denied:
+                deny_list.add(name)
+
+    spend(open_folder(settings.gateway_dir), end, "not all of them are denied")
     return 0
 
 

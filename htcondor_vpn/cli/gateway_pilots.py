@@ -151,9 +151,16 @@ def _add(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _revoke(args: argparse.Namespace, settings: Settings) -> int:
+    from htcondor_vpn.gateway.trust.folder import open_folder
+    from htcondor_vpn.gateway.trust.reserve import spend
+
     kind: _Kind = args.kind_of_pilots
-    with kind.store(settings) as store:
-        store.revoke(args.pilot_name)
+
+    def end() -> None:
+        with kind.store(settings) as store:
+            store.revoke(args.pilot_name)
+
+    spend(open_folder(settings.gateway_dir), end, f"{args.pilot_name} is not revoked")
     return 0
 
 

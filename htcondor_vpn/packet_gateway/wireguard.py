@@ -23,6 +23,7 @@ from htcondor_vpn.addresses import JOB_LINK, PILOT_V4, PILOT_V6, WIREGUARD_V4, W
 from htcondor_vpn.errors import ListenError, VpnError
 from htcondor_vpn.gateway.kernel_nat import KernelNat, Pilots
 from htcondor_vpn.gateway.operation.listening import raise_descriptor_limit
+from htcondor_vpn.gateway.trust import reserve
 from htcondor_vpn.gateway.trust.folder import open_folder
 from htcondor_vpn.gateway.wireguard_pilots import WireguardPilot, WireguardPilots, public_key, server_key
 from htcondor_vpn.knobs import PREFIX
@@ -78,6 +79,7 @@ def run(settings: Settings, announce: Callable[[str], None]) -> None:
     program = wireguard_go.find(settings.wireguard_go, f"{PREFIX}WIREGUARD_GO")
     find_nft()
     folder = open_folder(settings.gateway_dir)
+    reserve.keep(folder)
     private_key = server_key(folder)
     port = endpoint(settings)[1]
     _must_be_free(port)

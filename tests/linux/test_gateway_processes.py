@@ -232,6 +232,30 @@ def test_a_full_disk_is_no_reason_to_lose_a_flow(site, on_a_small_disk):
     assert re.search(r"the ledger lacks \d+ flows", gateway.log.read_text())
 
 
+def test_a_token_is_revoked_on_a_full_disk(site, on_a_small_disk):
+    gateway, client, fill = on_a_small_disk
+    for number in range(3):
+        gateway.token("add", f"other{number}")
+
+    async def body():
+        async with echo_server(site):
+            stream = await client.flow()
+            assert await echoes(stream)
+            fill()
+            gateway.token("revoke", "pilot")
+            with pytest.raises(ConnectionError):
+                await stream.read()
+
+    run(body())
+    gateway.stop()  # so that there is nothing any more that SQLite has made before
+    for number in range(3):
+        fill(False)
+        fill()
+        gateway.token("revoke", f"other{number}")
+    fill(False)
+    assert len(gateway.token("list").splitlines()) == 1
+
+
 def test_a_restart_into_bad_settings_does_not_happen(site, start):
     gateway, client = start()
     with open(gateway.folder / "gateway.conf", "a") as file:

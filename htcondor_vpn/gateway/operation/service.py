@@ -18,6 +18,7 @@ from htcondor_vpn.gateway.operation.seats import Seats
 from htcondor_vpn.gateway.operation.shares import Rates
 from htcondor_vpn.gateway.operation.worker import Equipment
 from htcondor_vpn.gateway.serving.roster import Limits
+from htcondor_vpn.gateway.trust import reserve
 from htcondor_vpn.gateway.trust.admission import admits_anyone, gatekeeper
 from htcondor_vpn.gateway.trust.credentials import Credentials, given_credentials, own_credentials
 from htcondor_vpn.gateway.trust.folder import open_folder
@@ -33,6 +34,7 @@ _FEWEST_STRANGERS = 128
 def credentials(settings: Settings) -> Credentials:
     """Returns the gateway's credentials, which are made where there are none; raises `VpnError`."""
     folder = open_folder(settings.gateway_dir)
+    reserve.keep(folder)
     certificate, key = settings.gateway_certificate_file, settings.gateway_key_file
     if (certificate is None) != (key is None):
         raise ConfigError(
