@@ -19,8 +19,9 @@ from importlib.metadata import version
 from htcondor_vpn.errors import LimitReached, VpnError, by_name
 from htcondor_vpn.gateway.operation.allocation import PERIOD_SECONDS, Allocator
 from htcondor_vpn.gateway.operation.control import Answer, ControlSocket, reply
-from htcondor_vpn.gateway.operation.inheritance import Check, Heir, Inheritance, execute_anew
+from htcondor_vpn.gateway.operation.inheritance import Heir, Inheritance, execute_anew
 from htcondor_vpn.gateway.operation.ledger_link import LedgerLink
+from htcondor_vpn.gateway.operation.restart import Restart
 from htcondor_vpn.gateway.operation.seats import COLUMNS
 from htcondor_vpn.gateway.operation.shares import Rates
 from htcondor_vpn.gateway.operation.tally import Tally
@@ -58,7 +59,7 @@ class Parent:
         self._failure: VpnError | None = None
         self._stopping = self._draining = self._running = False
         self._pause = _FIRST_PAUSE_SECONDS
-        self._checking: tuple[Check, Channel | None] | None = None
+        self._restart = Restart(self._loop, lambda: self._ending, self._execute_anew, self._ledger.reopen)
         self._control: ControlSocket | None = None
         inherits_control = inheritance is not None and inheritance.control >= 0
         self._former_control = inheritance.control if inheritance is not None and inherits_control else None
@@ -212,7 +213,7 @@ class Parent:
             if received.number is signal.SIGUSR1:
                 self._drain(None)
             elif received.number is signal.SIGUSR2:
-                self._restart(None)
+                self._restart.begin(None)
             else:
                 self._stop()
 
@@ -224,7 +225,7 @@ class Parent:
             self._drain(request.get("timeout_seconds"))
             reply(channel, {"flows": self._flows()})
         elif what == "restart":
-            self._restart(channel)
+            self._restart.begin(channel)
 
     def _stop(self) -> None:
         """Ends the gateway, flows within the grace period; at the second time at once."""
@@ -252,61 +253,15 @@ class Parent:
             self._stop()
         self._stop()
 
-    # A new program in this one's place
-
-    def _restart(self, channel: Channel | None) -> None:
-        """Executes this program anew, if its code and settings are such that it would run."""
-        if self._ending or self._checking is not None:
-            if channel is not None:
-                reply(channel, {"error": "it is ending" if self._ending else "it is at it already"})
-            return
-        try:
-            check = Check()
-        except OSError as error:
-            self._stay(channel, error.strerror or str(error))
-            return
-        self._checking = check, channel
-        self._loop.watch(check.pidfd, self._checked)
-
-        def too_late() -> None:
-            if self._checking is not None and self._checking[0] is check:
-                check.kill()
-
-        self._loop.after(_START_SECONDS, too_late)
-
-    def _checked(self) -> None:
-        assert self._checking is not None
-        check, channel = self._checking
-        self._checking = None
-        self._loop.forget(check.pidfd)
-        os.close(check.pidfd)
-        code, said = check.reap()
-        if code != 0:
-            late = code == -signal.SIGKILL
-            ends = f"it has not started within {_START_SECONDS:g} s" if late else f"it ends with code {code}"
-            self._stay(channel, said or ends)
-            return
-        if self._ending:
-            return
-        notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+    def _execute_anew(self) -> None:
         self._ledger.close()  # the new program has a writer of its own
-        try:
-            execute_anew(
-                Inheritance(
-                    [listener.fileno() for listener in self._equipment.listeners], self._equipment.seats.descriptor,
-                    [Heir(each.child.pid, each.child.channel.fileno(), each.column) for each in self._workers],
-                    self._generation, self._started, -1 if self._control is None else self._control.fileno(),
-                )
-            )  # fmt: skip
-        except OSError as error:
-            self._stay(channel, error.strerror or str(error))
-
-    def _stay(self, channel: Channel | None, why: str) -> None:
-        self._ledger.reopen()
-        notify("READY=1")
-        log.error("it goes on as it was, for a new program would not start: %s", why)
-        if channel is not None:
-            reply(channel, {"error": why})
+        execute_anew(
+            Inheritance(
+                [listener.fileno() for listener in self._equipment.listeners], self._equipment.seats.descriptor,
+                [Heir(each.child.pid, each.child.channel.fileno(), each.column) for each in self._workers],
+                self._generation, self._started, -1 if self._control is None else self._control.fileno(),
+            )
+        )  # fmt: skip
 
     # What it tells
 
