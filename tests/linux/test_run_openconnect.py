@@ -1,6 +1,7 @@
 """`htcondor-vpn run` by an AnyConnect server: a real ocserv, with all that can go wrong between us."""
 
 import os
+import shutil
 import signal
 import sys
 from contextlib import contextmanager, suppress
@@ -257,6 +258,16 @@ def test_a_certificate_that_is_not_known(site, server, other):
         done = site.node.run(argv, timeout_seconds=60)
     assert done.returncode == 69, done.stderr
     assert "check that it runs, and knows HTCONDOR_VPN_OPENCONNECT_CERTIFICATE_FILE" in done.stderr
+
+
+def test_a_certificate_in_files_whose_names_are_not_utf8(site, server, other, tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    folder.mkdir()
+    with other(certificate=True) as strict:
+        for name, path in {"CERTIFICATE": strict.server.client_certificate, "KEY": strict.server.client_key}.items():
+            strict.knobs[f"OPENCONNECT_{name}_FILE"] = shutil.copy(path, folder)
+        done = site.node.run(strict.run_argv(["true"]), timeout_seconds=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_is_wrong_before_anything_is_started(site, server, used, tmp_path):

@@ -121,7 +121,6 @@ class Client:
         new = self._library.openconnect_vpninfo_new
         new.restype = c.c_void_p
         self._vpn = c.c_void_p(new(_AGENT, *self._callbacks[:4], None))
-        self._configure()
 
     def _configure(self) -> None:
         call, request = self._call, self._request
@@ -130,9 +129,9 @@ class Client:
         call("set_dpd", _DPD_SECONDS, check=False)
         call("set_setup_tun_handler", self._callbacks[4], check=False)
         if not request["pins"]:
-            call("set_cafile", _bytes(request["ca_file"]))
+            call("set_cafile", _file(request["ca_file"]))
         if request["certificate"]:
-            call("set_client_cert", _bytes(request["certificate"]), _bytes(request["key"]))
+            call("set_client_cert", _file(request["certificate"]), _file(request["key"]))
         call("parse_url", _bytes(request["url"]))
         if request["address"]:
             call("override_getaddrinfo", self._callbacks[5], check=False)
@@ -148,12 +147,13 @@ class Client:
     def run(self) -> None:
         """Connects, and carries packets until it is over."""
         try:
+            self._configure()
             command = self._call("setup_cmd_pipe", check=False)
             threading.Thread(target=self._end_with_peer, args=(command,), daemon=True).start()
             self._connect()
             if self._request["dtls"]:
                 self._call("setup_dtls", _DTLS_ATTEMPT_SECONDS, check=False)  # without DTLS it goes on over TLS
-        except ConnectionError as error:
+        except OSError as error:
             if self._untrusted:
                 self._tell({"untrusted": self._untrusted})
             elif self._refused:
@@ -262,7 +262,19 @@ def _routes(first: Any) -> list[str]:
 
 
 def _bytes(text: str | None) -> bytes | None:
-    return text.encode() if text else None
+    return os.fsencode(text) if text else None
+
+
+def _file(name: str | None) -> bytes | None:
+    """The name of a file as the library takes it, which is UTF-8: what has another one is opened for it."""
+    encoded = _bytes(name)
+    if encoded is None:
+        return None
+    try:
+        encoded.decode()
+    except UnicodeDecodeError:
+        return b"/proc/self/fd/%d" % os.open(encoded, os.O_RDONLY | os.O_CLOEXEC)
+    return encoded
 
 
 def _text(data: bytes | None) -> str:
