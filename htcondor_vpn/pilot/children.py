@@ -27,12 +27,16 @@ log = logging.getLogger(__name__)
 
 
 class Children:
-    """Those that are watched in `loop`. From now on this process adopts its descendants' orphans."""
+    """Those that are watched in `loop`. From now on this process adopts its descendants' orphans.
+
+    Once it is `lenient`, an error that a child reports is only written down.
+    """
 
     def __init__(self, loop: Loop) -> None:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
         self._loop = loop
         self._pids: set[int] = set()
+        self.lenient = False
         self._pauses: dict[str, tuple[float, float]] = {}
 
     def watch(self, child: Child, said: Callable[[], None], ended: Callable[[], None]) -> None:
@@ -40,6 +44,10 @@ class Children:
         self.keep(child.pid)
         self._loop.watch(child.channel, said)
         self._loop.watch(child.pidfd, ended)
+
+    def hears(self, child: Child) -> bool:
+        """Whether a watched child can still say something."""
+        return self._loop.watches(child.channel)
 
     def keep(self, pid: int) -> None:
         """Leaves a child's status to who waits for it, until `let_go`."""
@@ -63,7 +71,11 @@ class Children:
         if descriptors is not None:
             descriptors.extend(came)
         if "error" in message:
-            raise by_name(message["error"], message["cause"], message["remedy"])
+            error = by_name(message["error"], message["cause"], message["remedy"])
+            if not self.lenient:
+                raise error
+            log.error("%s: %s", child.name, error)
+            return None
         return message
 
     @staticmethod

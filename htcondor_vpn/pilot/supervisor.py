@@ -33,6 +33,7 @@ from htcondor_vpn.pilot import inner
 from htcondor_vpn.pilot.children import Children
 from htcondor_vpn.pilot.command import Command, start_command
 from htcondor_vpn.pilot.engine_process import run_engine
+from htcondor_vpn.pilot.kept_child import KeptChild
 from htcondor_vpn.pilot.run_folder import ENVIRONMENT_VARIABLE, RunFolder
 from htcondor_vpn.pilot.states import TunnelState
 from htcondor_vpn.pilot.status import TunnelStatus
@@ -97,10 +98,20 @@ class Supervisor:
         self._loop = Loop()
         self._children = Children(self._loop)
         self._tunnel = TunnelStatus(folder.path, engine_name)
-        self._engine: Child | None = None
-        self._heartbeat = Heartbeat("engine", _CONTINUE_LOOKS, _MOST_LOOKS)
-        self._broker: Child | None = None
-        self._broker_heartbeat = Heartbeat("broker", _BROKER_CONTINUE_LOOKS, _BROKER_MOST_LOOKS)
+        self._engine = KeptChild(
+            self._children,
+            Heartbeat("engine", _CONTINUE_LOOKS, _MOST_LOOKS),
+            self._fork_engine,
+            self._engine_said,
+            self._engine_died,
+        )
+        self._broker = KeptChild(
+            self._children,
+            Heartbeat("broker", _BROKER_CONTINUE_LOOKS, _BROKER_MOST_LOOKS),
+            self._fork_broker,
+            self._broker_said,
+            self._broker_died,
+        )
         self._command: Command | None = None
         self._namespaces: inner.InnerNamespaces | None = None
         self._sockets: InnerSockets | None = None
@@ -118,14 +129,15 @@ class Supervisor:
         self._loop.watch(self._signals, self._signalled)
         try:
             self._tunnel.enter(TunnelState.STARTING)
-            self._start_broker()
-            self._start_engine()
+            self._broker.start()
+            self._engine.start()
             self._tunnel.enter(TunnelState.CONNECTING)
             self._wait_until_ready()
             assert self._namespaces is not None
             environment = {**environment, ENVIRONMENT_VARIABLE: str(self._folder.path)}
             self._command = start_command(argv, self._namespaces, environment, self._signals)
             self._children.keep(self._command.pid)
+            self._children.lenient = True
             self._loop.watch(self._command.pidfd, self._command_ended)
             log.info("COMMAND runs as process %d: %s", self._command.pid, argv[0])
             self._refresh_state()
@@ -170,7 +182,7 @@ class Supervisor:
 
     # The engine
 
-    def _start_engine(self) -> None:
+    def _fork_engine(self) -> Child:
         sockets = self._sockets
         keep = [*self._folder.locks, *([sock.fileno() for sock in sockets.all()] if sockets else [])]
         within = self._namespaces.identity() if self._namespaces else None
@@ -179,26 +191,18 @@ class Supervisor:
             told = run_engine(channel, self._make_engine, sockets)
             inner.clear_up(channel, self._folder, told or within)
 
-        self._engine = fork_child("engine", work, self._signals.mask_before, keep)
-        self._heartbeat.heard()
-        self._children.watch(self._engine, self._engine_said, self._engine_ended)
+        return fork_child("engine", work, self._signals.mask_before, keep)
 
     def _look_at_engine(self) -> None:
-        if self._engine is not None:
-            self._heartbeat.look(self._engine.pid)
-            silent_looks = self._heartbeat.silent_looks
-            if silent_looks >= _SILENT_LOOKS and self._tunnel.state is TunnelState.UP:
-                self._tunnel.enter(
-                    TunnelState.DOWN, f"the engine's process has said nothing for {silent_looks} s: is it stopped?"
-                )
+        self._engine.look()
+        silent_looks = self._engine.heartbeat.silent_looks
+        if silent_looks >= _SILENT_LOOKS and self._tunnel.state is TunnelState.UP:
+            self._tunnel.enter(
+                TunnelState.DOWN, f"the engine's process has said nothing for {silent_looks} s: is it stopped?"
+            )
         self._loop.after(BEAT_SECONDS, self._look_at_engine)
 
-    def _engine_said(self) -> None:
-        assert self._engine is not None
-        message = self._received(self._engine)
-        if message is None:
-            return
-        self._heartbeat.heard()
+    def _engine_said(self, message: dict[str, Any], _descriptors: list[int]) -> None:
         if "report" not in message:
             return
         self._tunnel.report = report = EngineReport.from_message(message["report"])
@@ -216,26 +220,20 @@ class Supervisor:
         before, self._udp = self._families, report.udp
         self._families = tuple(sorted({*before, *report.families}))
         self._catch()
-        if self._families != before and self._sockets is not None and self._broker is not None:
-            self._children.tell(self._broker, {"families": list(self._families)})
+        if self._families != before and self._sockets is not None:
+            self._broker.tell({"families": list(self._families)})
 
-    def _engine_ended(self) -> None:
-        assert self._engine is not None
-        while self._loop.watches(self._engine.channel):  # its last words come before its end
-            self._engine_said()
-        status = self._children.reap(self._engine)
-        self._engine = None
+    def _engine_died(self, status: int) -> None:
         self._must_have_started("engine", status)
         self._tunnel.forget_engine()
         self._tunnel.enter(TunnelState.DOWN, "the engine's process died and is started again")
-        self._children.restart("engine", self._start_engine)
 
     # The broker
 
-    def _start_broker(self) -> None:
+    def _fork_broker(self) -> Child:
         namespaces = self._namespaces
         if namespaces is None:
-            self._broker = fork_child(
+            return fork_child(
                 "broker",
                 lambda channel: inner.make_and_serve(
                     channel, self._folder, self._settings, self._nft, self._rules, self._memory
@@ -243,52 +241,43 @@ class Supervisor:
                 self._signals.mask_before,
                 [self._memory, *self._folder.locks],
             )
-        else:
-            self._broker = fork_child(
-                "broker",
-                lambda channel: inner.enter_and_serve(
-                    namespaces, channel, self._folder, self._settings, self._rules, self._memory
-                ),
-                self._signals.mask_before,
-                [*namespaces, self._memory, *self._folder.locks],
-            )
-            self._children.tell(self._broker, {"families": list(self._families)})
-        self._broker_heartbeat.heard()
-        self._children.watch(self._broker, self._broker_said, self._broker_ended)
+        broker = fork_child(
+            "broker",
+            lambda channel: inner.enter_and_serve(
+                namespaces, channel, self._folder, self._settings, self._rules, self._memory
+            ),
+            self._signals.mask_before,
+            [*namespaces, self._memory, *self._folder.locks],
+        )
+        self._children.tell(broker, {"families": list(self._families)})
+        return broker
 
     def _look_at_broker(self) -> None:
         """One that is stopped or stuck lets no job begin, and HTCondor would go on to send some."""
-        if self._broker is not None:
-            self._broker_heartbeat.look(self._broker.pid)
+        self._broker.look()
         self._loop.after(BROKER_BEAT_SECONDS, self._look_at_broker)
 
     def _catch(self) -> None:
         """Has the catcher set up, once the namespaces exist and it is known what the gateway carries."""
-        if self._broker is not None and self._namespaces is not None and self._families and not self._catching:
+        broker = self._broker.process
+        if broker is not None and self._namespaces is not None and self._families and not self._catching:
             self._catching = True
-            self._children.tell(self._broker, {"catch": list(self._families), "udp": self._udp})
+            self._broker.tell({"catch": list(self._families), "udp": self._udp})
 
-    def _broker_said(self) -> None:
-        assert self._broker is not None
-        descriptors: list[int] = []
-        message = self._received(self._broker, descriptors)
-        if message is None:
-            return
-        self._broker_heartbeat.heard()
+    def _broker_said(self, message: dict[str, Any], descriptors: list[int]) -> None:
         if "made" in message:
+            assert self._broker.process is not None
             try:
-                self._namespaces = inner.InnerNamespaces.of(self._broker.pid)
+                self._namespaces = inner.InnerNamespaces.of(self._broker.process.pid)
             except (FileNotFoundError, ProcessLookupError):
                 return  # it has died meanwhile, and its pidfd says so
             self._catch()
         elif "kinds" in message:
             self._sockets = InnerSockets.adopt(descriptors, message["kinds"])
             self._tunnel.holds_connects = bool(self._sockets.queues)
-            self._children.tell(self._broker, {"families": list(self._families)})
-            if self._engine is not None:
-                assert self._namespaces is not None
-                told = {"kinds": message["kinds"], "inner": self._namespaces.identity()}
-                self._children.tell(self._engine, told, descriptors)
+            self._broker.tell({"families": list(self._families)})
+            assert self._namespaces is not None
+            self._engine.tell({"kinds": message["kinds"], "inner": self._namespaces.identity()}, descriptors)
             if self._tunnel.report.up:
                 self._tunnel.enter(TunnelState.UP)
         elif "ready" in message:
@@ -296,30 +285,14 @@ class Supervisor:
         elif "jobs" in message:
             self._tunnel.jobs = message["jobs"]
 
-    def _broker_ended(self) -> None:
-        assert self._broker is not None
-        while self._loop.watches(self._broker.channel):
-            self._broker_said()
-        status = self._children.reap(self._broker)
-        self._broker = None
+    def _broker_died(self, status: int) -> None:
         self._must_have_started("broker", status)
         log.error("the broker died (wait status %d) and is started again; jobs go on", status)
-        self._children.restart("broker", self._start_broker)
 
-    # All children
-
-    def _received(self, child: Child, descriptors: list[int] | None = None) -> dict[str, Any] | None:
-        """As `Children.received`; once COMMAND runs, an error that a child reports is only written down."""
-        try:
-            return self._children.received(child, descriptors)
-        except VpnError as error:
-            if self._command is None:
-                raise
-            log.error("%s: %s", child.name, error)
-            return None
+    # Both, and COMMAND
 
     def _must_have_started(self, name: str, status: int) -> None:
-        if self._command is None:
+        if not self._children.lenient:
             raise VpnError(f"the {name} died at its start (wait status {status})", "run it with -v to see why")
 
     def _command_ended(self) -> None:
@@ -336,7 +309,7 @@ class Supervisor:
         What ends there becomes our child before it does, so that SIGCHLD has us look again.
         """
         assert self._namespaces is not None
-        ours = () if self._broker is None else (self._broker.pid,)
+        ours = () if self._broker.process is None else (self._broker.process.pid,)
         return self._hurried or all(pid in ours for pid in processes_within(self._namespaces.identity()))
 
     # The end
@@ -350,8 +323,8 @@ class Supervisor:
             self._command.reap()
             self._children.let_go(self._command.pid)
         self._clear_inside()
-        if self._engine is not None:
-            self._children.await_end(self._engine)
+        if self._engine.process is not None:
+            self._engine.end()
         self._tunnel.enter(TunnelState.FAILED if self._status is None else TunnelState.STOPPED, reason)
         for sock in self._sockets.all() if self._sockets else ():
             sock.close()
@@ -363,14 +336,11 @@ class Supervisor:
         """Has the broker kill what lives inside; one that dies before it is done leaves that to another one."""
         for _ in range(_ENDINGS):
             try:
-                if self._broker is None:
+                if self._broker.process is None:
                     if self._namespaces is None or self._status is None:
                         return  # there was no COMMAND, which could have left something
-                    self._start_broker()
-                assert self._broker is not None
-                done = self._children.await_end(self._broker) == 0
-                self._broker = None
-                if done:
+                    self._broker.start()
+                if self._broker.end():
                     return
             except OSError as error:
                 log.error("the broker cannot be started: %s", error)

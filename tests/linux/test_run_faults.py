@@ -77,6 +77,23 @@ def test_a_part_that_is_killed_is_started_again(services, pilot, which):
     pilot.end()
 
 
+@pytest.mark.parametrize(
+    ("which", "told"),
+    [("engine", "the engine's process died and is started again"), ("broker", "the broker died (wait status 9)")],
+)
+def test_a_part_that_is_killed_while_what_command_left_is_waited_for(site, gateway, start_pilot, tmp_path, which, told):
+    """It costs COMMAND neither its exit code nor what is waited for."""
+    pilot = start_pilot(site, gateway, tmp_path, "--set", "HTCONDOR_VPN_WAIT_AFTER_COMMAND=1 h")
+    left, victim = int(pilot.ask("setsid sleep 1000 & echo $!")), pilot.child(which)
+    log = pilot.run_dir / "run.log"
+    pilot.tell("exit 7")
+    wait_until(lambda: "COMMAND ended" in log.read_text())
+    os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: told in log.read_text())
+    os.kill(left, signal.SIGKILL)
+    assert pilot.process.wait(60) == 7
+
+
 def test_parts_outlive_the_signals_that_a_batch_system_sends_to_everyone(pilot):
     parts = {which: pilot.child(which) for which in ("engine", "broker")}
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
