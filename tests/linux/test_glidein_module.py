@@ -165,7 +165,7 @@ def test_an_htcondor_that_ends_does_not_wait_for_its_benchmarks(stage, start, tm
 
 
 def test_an_htcondor_that_does_not_end_is_killed_before_the_folder_goes(stage, start, nothing_is_left):
-    stage.attribute("HTVPN_CLEANUP_SECONDS", 1)
+    stage.attribute("HTVPN_CLEANUP_SECONDS", 1.5)
     (stage.folder / "condor_startup.sh").write_text(SLOW.format(master="(sleep 1000; :)"))
     process, log = start()
     wait_for_log(log, b"^waits$", process, timeout_seconds=120)
