@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from htcondor_vpn.addresses import MAX_JOBS
 from htcondor_vpn.condor.chirp import ChirpConfig
 from htcondor_vpn.jobnet.chirp_relay import ChirpRelay
+from htcondor_vpn.jobnet.grace import Grace
 from htcondor_vpn.jobnet.name_relay import NameRelay
 from htcondor_vpn.jobnet.policy.decision import Decision
 from htcondor_vpn.jobnet.protocol import Connection
@@ -36,7 +36,7 @@ class Lease:
     relay: ChirpRelay | None = None
     names: list[NameRelay] = field(default_factory=list)
     connection: Connection | None = None
-    grace: asyncio.TimerHandle | None = None
+    grace: Grace | None = None
     network: ancestry.Identity = field(init=False)
     user: ancestry.Identity = field(init=False)
 

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from htcondor_vpn.jobnet.counting.books import Books
 from htcondor_vpn.jobnet.counting.table import JobTable
 from htcondor_vpn.jobnet.decisions import Decisions, job_name, read_machine_ad
 from htcondor_vpn.jobnet.failed_jobs import FailedJobs
+from htcondor_vpn.jobnet.grace import Grace
 from htcondor_vpn.jobnet.lease import Lease, Leases
 from htcondor_vpn.jobnet.lease_making import make_lease, number_in
 from htcondor_vpn.jobnet.name_relay import NameRelay
@@ -83,7 +85,7 @@ class JobNetworks:
         if left:
             log.info("job networks %s were left by another broker", sorted(left))
             self._leases.without_lease |= left
-            asyncio.get_running_loop().call_later(GRACE_SECONDS, self._discard_unclaimed, left)
+            Grace(GRACE_SECONDS, partial(self._discard_unclaimed, left))
 
     def close(self) -> None:
         """Closes the books: the pilot ends."""
@@ -262,7 +264,7 @@ class JobNetworks:
             return
         if message is None or message.verb != "end":
             lease.connection = None
-            lease.grace = asyncio.get_running_loop().call_later(GRACE_SECONDS, self._grace_is_over, lease)
+            lease.grace = Grace(GRACE_SECONDS, partial(self._grace_is_over, lease))
             return
         account = self._books.finish(lease.number, "ended")
         flights = {"flights": json.dumps(await self._books.flights(lease.number))} if account.recorded else {}

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,15 @@ def _running_job(pilot: Pilot, ad: str = "VpnBandwidthMbps = 10") -> tuple[subpr
     return starter, wrapper, int((scratch / "job").read_text())
 
 
+def _sockets(pid: int) -> set[str]:
+    """The process' sockets by their inodes."""
+    found = set()
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed just now
+            found.add(os.readlink(path))
+    return {link for link in found if link.startswith("socket:")}
+
+
 def test_nothing_is_left_when_the_wrapper_is_killed(pilot: Pilot) -> None:
     starter, wrapper, _ = _running_job(pilot)
     assert len(pilot.links()) == 1
@@ -329,6 +339,39 @@ def test_job_goes_on_when_the_new_broker_answers_too_late(pilot: Pilot, monkeypa
     told = finished(starter)
     assert told["status"] == 0, told["err"]
     assert "ChirpNetworkBytesIn" in told["chirped"], pilot.log()
+
+
+def test_job_outlives_a_broker_that_is_stopped_while_it_takes_over(
+    pilot: Pilot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time in which wrappers have to come is over, and its wrapper has given up two connections meanwhile."""
+    monkeypatch.setattr("htcondor_vpn.jobnet.service.GRACE_SECONDS", 8.0)
+    scratch = pilot.scratch()
+    os.mkfifo(scratch / "go")
+    client = " ".join((*CLIENT, "get 1000000"))
+    starter = pilot.start_job("/bin/sh", "-c", f"touch first && read x < go && {client}", scratch=scratch)
+    assert until((scratch / "first").exists)
+    _, wrapper = (int(pid) for pid in (scratch / "pids").read_text().split())
+    os.kill(wrapper, signal.SIGSTOP)
+    pilot.kill_broker()
+    pilot.start_broker()
+    os.kill(pilot.broker_pid, signal.SIGSTOP)
+    try:
+        before, seen = _sockets(wrapper), set()
+        os.kill(wrapper, signal.SIGCONT)
+
+        def given_up_two() -> bool:
+            seen.update(_sockets(wrapper))
+            return len(seen - before) >= 3
+
+        assert until(given_up_two)
+    finally:
+        os.kill(pilot.broker_pid, signal.SIGCONT)
+    assert until(lambda: "was taken over" in pilot.log()), pilot.log()
+    (scratch / "go").write_text("go\n")
+    told = finished(starter)
+    assert told["status"] == 0, told["err"]
+    assert int(told["chirped"]["ChirpNetworkBytesIn"]) >= 1_000_000
 
 
 def test_job_that_ends_while_there_is_no_broker_is_still_counted(pilot: Pilot) -> None:
