@@ -40,7 +40,7 @@ from htcondor_vpn.special_addresses import Address, Network
 TABLE = "htcondor_vpn_jobs"
 
 #: A set by whose name a broker knows a table that it can go on with; another name belongs to what is made differently.
-LAYOUT = "layout_3"
+LAYOUT = "layout_4"
 
 #: Class number n, from 1 on, has the mark FIRST_CLASS_MARK + n while a packet is counted; what is in none has no mark
 #: (0). Marks between say by what a packet was refused.
@@ -60,6 +60,9 @@ _MOST_CLASSES = 1 << 16
 
 #: The group by which the names that jobs are told, and refusals of datagrams, come to the broker.
 LOG_GROUP = 4
+
+#: Sets of what each job may have so many of.
+BUDGETS = tuple(f"{what}_budget" for what in ("sent", "received", "refused", "names", "undelivered"))
 
 #: How nft(8) calls IP's versions.
 _FAMILIES = {4: "ip", 6: "ip6"}
@@ -82,7 +85,7 @@ def table_rules(*, logging: bool, known_flows: bool, bounded: bool = True) -> st
     sets = [f"set {name} {{ type {key}; {size} {counter}}}" for name, key in flows.items()]
     sets += [f"set {name} {{ type {key}; {size} }}" for name, key in marked.items()]
     sets += [f"set {name} {{ type {key}; size {_MOST_CLASSES}; flags dynamic; }}" for name, key in by_class.items()]
-    by_link = ("sent_unlisted", "received_unlisted", *(f"{what}_budget" for what in ("sent", "received", "refused")))
+    by_link = ("sent_unlisted", "received_unlisted", *BUDGETS)
     sets += [f"set {name} {{ type iface_index; size {MAX_JOBS}; flags dynamic; }}" for name in by_link]
     refusals = ", ".join(f"{mark} : goto refusal" for mark in (*REFUSAL_MARKS, POLICY_MARK))
     sent = [f"{_ends(version, 'sent')} @sent_flows_{version} accept" for version in _FAMILIES]
@@ -90,9 +93,9 @@ def table_rules(*, logging: bool, known_flows: bool, bounded: bool = True) -> st
     if not known_flows:
         sent = received = []
     log = f"""
-        ip saddr {PILOT_V4} udp sport 53 limit rate 500/second burst 500 packets log group {LOG_GROUP} snaplen 1500
-        icmp type destination-unreachable limit rate 100/second burst 100 packets log group {LOG_GROUP} snaplen 100
-        icmpv6 type destination-unreachable limit rate 100/second burst 100 packets log group {LOG_GROUP} snaplen 140"""
+        ip saddr {PILOT_V4} udp sport 53 {_shown("names", 100, 500)} snaplen 1500
+        icmp type destination-unreachable {_shown("undelivered", 50, 200)} snaplen 100
+        icmpv6 type destination-unreachable {_shown("undelivered", 50, 200)} snaplen 140"""
     return f"""
 table inet {TABLE} {{
     set {LAYOUT} {{ type mark; }}
@@ -207,6 +210,12 @@ def _beyond(way: str, verdict: str) -> str:
     link = "oif" if way == "received" else "iif"
     rate = f"limit rate over {FLOWS_PER_SECOND}/second burst {FLOWS_AT_ONCE} packets"
     return f"update @{way}_budget {{ {link} {rate} }} {verdict}"
+
+
+def _shown(what: str, of_each: int, of_all: int) -> str:
+    """Has the broker see packets to jobs, so many a second: those to one job do not hide those to another."""
+    each = f"update @{what}_budget {{ oif limit rate {of_each}/second burst {2 * of_each} packets }}"
+    return f"{each} limit rate {of_all}/second burst {2 * of_all} packets log group {LOG_GROUP}"
 
 
 def _lines(rules: Sequence[str], indent: int = 8) -> str:

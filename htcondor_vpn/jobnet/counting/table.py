@@ -18,6 +18,7 @@ from typing import NamedTuple
 from htcondor_vpn.addresses import FIRST_INDEX
 from htcondor_vpn.errors import JobCountingUnavailable
 from htcondor_vpn.jobnet.counting.rules import (
+    BUDGETS,
     FIRST_CLASS_MARK,
     LAYOUT,
     TABLE,
@@ -39,7 +40,7 @@ _BY_CLASS = ("sent_bytes", "received_bytes", "connections")
 _FLOWS = tuple(f"{what}_{version}" for what in ("sent_flows", "received_flows", "refused_flows", "flow_classes")
                for version in (4, 6))  # fmt: skip
 _UNLISTED = ("sent_unlisted", "received_unlisted")
-_ALL = (*_MAPS, *_BY_CLASS, *_FLOWS, *_UNLISTED, "sent_budget", "received_budget", "refused_budget")
+_ALL = (*_MAPS, *_BY_CLASS, *_FLOWS, *_UNLISTED, *BUDGETS)
 _PROTOCOLS = {socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp"}
 _LINK = _MARK = struct.Struct("=I")
 _NO_MARK = _MARK.pack(0)

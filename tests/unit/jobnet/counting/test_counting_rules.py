@@ -94,6 +94,15 @@ def test_a_kernel_without_logs_gets_a_table_without_them():
     assert "log" not in table_rules(logging=False, known_flows=True)
 
 
+def test_what_is_shown_of_one_job_does_not_hide_what_is_of_another():
+    shown = [line for line in table_rules(logging=True, known_flows=True).splitlines() if "log group" in line]
+    assert len(shown) == 3
+    for line in shown:
+        each, _, all_jobs = line.partition("}")
+        assert "_budget { oif limit rate" in each
+        assert "limit rate" in all_jobs
+
+
 def test_a_kernel_that_does_not_count_as_it_looks_up_has_each_packet_meet_the_policy():
     fast, slow = (table_rules(logging=False, known_flows=known) for known in (True, False))
     assert fast.count("_flows_4 accept") == fast.count("_flows_6 accept") == 2
