@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import signal
+import struct
 import sys
+import termios
 import time
 
 from htcondor_vpn.publish.advertiser.ads import AT_ONCE, Advertiser, SlotAdvertiser, advertisement
@@ -13,6 +16,7 @@ from htcondor_vpn.publish.advertiser.jobs_file import Jobs
 from htcondor_vpn.publish.advertiser.state_file import Observer
 
 POLL_SECONDS = 0.5
+_LOOK_SECONDS, _LONGEST_SECONDS = 0.02, 60.0
 
 
 def reconfigure_startd() -> None:
@@ -24,6 +28,17 @@ def reconfigure_startd() -> None:
                 os.kill(parent, signal.SIGHUP)
     except OSError as error:
         print(f"the startd was not told to send its ads at once: {error}", file=sys.stderr)
+
+
+def wait_until_taken(output: select.poll) -> None:
+    """Waits until the startd has read what was written: on a SIGHUP that it finds first it sends the former values.
+
+    One that does not read for a minute is not waited for any longer, and neither is one that will not any more.
+    """
+    deadline = time.monotonic() + _LONGEST_SECONDS
+    while struct.unpack("i", fcntl.ioctl(sys.stdout.fileno(), termios.FIONREAD, bytes(4)))[0]:
+        if output.poll(_LOOK_SECONDS * 1000) or time.monotonic() > deadline:
+            return
 
 
 def write_all(descriptor: int, data: bytes) -> None:
@@ -49,6 +64,7 @@ def main(arguments: list[str]) -> int:
             if text or of_jobs:
                 write_all(sys.stdout.fileno(), (of_jobs + text).encode("ascii"))
             if text.endswith(AT_ONCE) and "--reconfigure" in arguments[1:]:
+                wait_until_taken(output)
                 reconfigure_startd()
             if output.poll(POLL_SECONDS * 1000):
                 return 0
