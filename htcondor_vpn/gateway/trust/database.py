@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from htcondor_vpn.errors import GatewayFolderError
 
 FILE = "tokens.db"
-_BUSY_SECONDS = 10.0
+_BUSY_SECONDS, _PAUSE_SECONDS = 10.0, 0.01
 
 
 class Database:
@@ -27,11 +28,23 @@ class Database:
             self._path.touch(mode=0o600)
             self._connection = sqlite3.connect(self._path, timeout=busy_seconds, isolation_level=None)
             try:
-                self._connection.execute("PRAGMA journal_mode = WAL")
+                self._let_others_read(busy_seconds)
                 self._connection.execute(schema)
             except BaseException:
                 self._connection.close()
                 raise
+
+    def _let_others_read(self, busy_seconds: float) -> None:
+        """Has the database keep a log of what is written (WAL). For this SQLite itself does not wait for others."""
+        deadline = time.monotonic() + busy_seconds
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(_PAUSE_SECONDS)
 
     def close(self) -> None:
         self._connection.close()
